@@ -1,0 +1,296 @@
+"""Everything a run is, as frozen data. Nothing here imports jax; `gin_config` fills these from files.
+
+Axis letters used throughout the project: B batch, S sequence, T flat tokens, D model, N heads, K key/value heads,
+H head dimension, F feed-forward, G groups, M modalities, V vocabulary, A position axes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from mot_jax.errors import ConfigError, nearest
+
+Part = Literal["attention", "feed_forward", "norm"]
+
+
+class FrozenMapping(dict):
+    """A dict that can be a field of a hashable config; never changed after construction."""
+
+    def __hash__(self):
+        return hash(frozenset(self.items()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama-3 frequency scaling: wavelengths beyond the original context are stretched by `factor`."""
+
+    factor: float = 32.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """One layer of the plan. A field left at None takes the model's setting."""
+
+    untied: tuple[Part, ...] | None = None
+    ffn_dim: int | None = None
+    norm_order: Literal["pre", "post"] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A transformer. `untied` names the parts whose weights each group owns: none is dense, all three is MoT."""
+
+    modalities: tuple[str, ...] | None = None  # text first; None: the data's
+    vocab_size: int | None = None  # None: the data's, rounded up to a multiple of 128
+    dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int | None = None  # None: num_heads
+    head_dim: int | None = None  # None: dim / num_heads
+    ffn_dim: int | None = None  # None: 8/3 dim, rounded up to a multiple of 256
+    plan: tuple[tuple[int, tuple[Block, ...]], ...] | None = None  # (repeat, blocks) runs; None: num_layers plain blocks
+    untied: tuple[Part, ...] = ()
+    groups: Mapping[str, str] = FrozenMapping()  # modality -> the modality whose weights it shares
+    norm: Literal["rms", "layer"] = "rms"
+    norm_order: Literal["pre", "post"] = "post"
+    norm_epsilon: float = 1e-5
+    qk_norm: Literal["none", "rms", "layer"] = "rms"
+    qkv_bias: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied_head: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 on accelerators
+    remat: Literal["none", "dots", "full"] = "none"
+    scan_layers: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A preparation: turns something outside into a data set on disk. Subclass it to bring your own."""
+
+    def fingerprint(self) -> dict[str, object]:
+        """Everything that shapes the result, JSON-able; the cache is keyed by it."""
+        return {"source": type(self).__name__, **dataclasses.asdict(self)}
+
+    def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
+        """Writes the data set into `directory`; `report(what, fraction)` shows progress."""
+        raise NotImplementedError(f"{type(self).__name__} does not define prepare()")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Digits(Source):
+    """Handwritten digits as image tokens, captions as text, spoken digits as speech units, and plain English."""
+
+    image_size: int = 16  # pixels a side: 16, 24 (centre crop) or 28
+    patch_size: int = 4
+    image_codes: int = 256
+    speech_codes: int = 200
+    text_codes: int = 1024
+    documents: int = 80_000
+    seed: int = 0
+
+    def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
+        from mot_jax.data.digits import prepare
+
+        prepare(self, directory, report)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The documents and how they become batches. `path` is a prepared data set; without it `source` is prepared."""
+
+    path: str | None = None
+    source: Source = Digits()
+    cache_dir: str | None = None  # None: $MOT_JAX_CACHE, or ~/.cache/mot_jax
+    sequence_length: int = 256
+    global_batch_size: int = 4  # rows per optimizer step
+    shards: int = 1  # independent packed streams; fixed for the life of a run
+    packing_bins: int = 16
+    reader_threads: int = 0  # raise for remote storage
+    prefetch: int = 2  # batches made ahead, in the background
+    verify: bool = True  # compare every shard's digest with the manifest when opening
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with warmup, a schedule and global-norm clipping."""
+
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: float = 0.1  # of learning_rate, at the last step
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0  # 0: no clipping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """The loop. An interval of 0 turns its work off."""
+
+    steps: int = 2000
+    seed: int = 0
+    accumulation: int = 1  # microbatches per optimizer step
+    z_loss: float = 1e-5
+    modality_weights: Mapping[str, float] = FrozenMapping()  # by the target's modality; 1 where absent
+    max_bad_steps: int = 10  # non-finite steps in a row before the run stops
+    init_from: str | None = None  # a run directory: parameters only
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    eval_every: int = 500
+    sample_every: int = 500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Mesh sizes; -1 takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Decoding, in sample pictures and as the default of `generate`."""
+
+    temperature: float = 0.8
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    guidance: float = 1.0  # 1: none
+    max_tokens: int = 64  # of a span whose length is not fixed
+    prompts: int = 8  # a direction, in the sample picture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Held-out evaluation: losses always, tasks by name."""
+
+    batches: int = 8  # during training; eval.py reads the whole split
+    tasks: tuple[str, ...] = ()
+    prompts: int = 200  # a task
+    guidance: float = 2.0  # of the guided half of drawing tasks
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, whole."""
+
+    model: Model = Model()
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    parallel: Parallel = Parallel()
+    sample: Sample = Sample()
+    eval: Eval = Eval()
+
+
+def heads(model: Model) -> tuple[int, int, int]:
+    """(query heads, key/value heads, head dimension)."""
+    kv_heads = model.num_kv_heads or model.num_heads
+    return model.num_heads, kv_heads, model.head_dim or model.dim // model.num_heads
+
+
+def default_ffn_dim(dim: int) -> int:
+    """SwiGLU width with the parameters of a 4D feed-forward: 8/3 D rounded up to a multiple of 256."""
+    return -(-int(8 * dim / 3) // 256) * 256
+
+
+def expand(model: Model) -> tuple[Block, ...]:
+    """The plan as one fully specified block a layer."""
+    plan = model.plan if model.plan is not None else ((model.num_layers, (Block(),)),)
+    layers = [block for repeat, blocks in plan for _ in range(repeat) for block in blocks]
+    return tuple(
+        Block(
+            untied=model.untied if block.untied is None else block.untied,
+            ffn_dim=block.ffn_dim or model.ffn_dim or default_ffn_dim(model.dim),
+            norm_order=block.norm_order or model.norm_order,
+        )
+        for block in layers
+    )
+
+
+def group_of_modality(model: Model) -> tuple[int, ...]:
+    """For each modality the index of the group that owns its tokens; groups are numbered in order of appearance."""
+    owners = [model.groups.get(name, name) for name in model.modalities]
+    names = list(dict.fromkeys(owners))
+    return tuple(names.index(owner) for owner in owners)
+
+
+def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model:
+    """Fills in what the data decides (modalities, vocabulary) and checks the whole.
+
+    Raises:
+      ConfigError: values that do not go together, named with what was expected.
+    """
+    if model.modalities is not None and model.modalities != modalities:
+        raise ConfigError(f"Model.modalities: {model.modalities} differ from the data's {modalities}")
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise ConfigError(f"Model.vocab_size: {model.vocab_size} is less than the data's {vocab_size} token ids")
+    resolved = dataclasses.replace(
+        model, modalities=modalities, vocab_size=model.vocab_size or -(-vocab_size // 128) * 128
+    )
+    check_model(resolved)
+    return resolved
+
+
+def check_model(model: Model) -> None:
+    """Raises ConfigError where a resolved model's numbers cannot go together."""
+    if model.head_dim is None and model.dim % model.num_heads:
+        raise ConfigError(f"Model.num_heads: {model.num_heads} heads do not divide Model.dim = {model.dim}")
+    num_heads, kv_heads, head_dim = heads(model)
+    if num_heads % kv_heads:
+        raise ConfigError(f"Model.num_kv_heads: {kv_heads} do not divide Model.num_heads = {num_heads}")
+    if head_dim % 2:
+        raise ConfigError(f"Model.head_dim: {head_dim} is odd; rotary embedding needs pairs")
+    if not expand(model):
+        raise ConfigError("Model.plan: has no layers")
+    for modality, owner in model.groups.items():
+        for name in (modality, owner):
+            if name not in model.modalities:
+                raise ConfigError(f"Model.groups: no modality {name!r}{nearest(name, model.modalities)}")
+
+
+def check_run(run: Run) -> None:
+    """Raises ConfigError for values that no data set could make sense of."""
+    data, train = run.data, run.train
+    for name, value in (
+        ("Data.sequence_length", data.sequence_length),
+        ("Data.global_batch_size", data.global_batch_size),
+        ("Data.shards", data.shards),
+        ("Data.packing_bins", data.packing_bins),
+        ("Train.accumulation", train.accumulation),
+        ("Train.max_bad_steps", train.max_bad_steps),
+        ("Model.dim", run.model.dim),
+        ("Model.num_heads", run.model.num_heads),
+    ):
+        if value < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {value}")
+    for name, value in (
+        ("Train.steps", train.steps),
+        ("Train.log_every", train.log_every),
+        ("Train.checkpoint_every", train.checkpoint_every),
+        ("Train.eval_every", train.eval_every),
+        ("Train.sample_every", train.sample_every),
+        ("Optimizer.learning_rate", run.optimizer.learning_rate),
+        ("Optimizer.clip_norm", run.optimizer.clip_norm),
+        ("Sample.temperature", run.sample.temperature),
+    ):
+        if value < 0 or not math.isfinite(value):
+            raise ConfigError(f"{name}: expected 0 or more, got {value}")
+    for name, value, divisor in (
+        ("Data.shards", data.shards, "rows"),
+        ("Train.accumulation", train.accumulation, "microbatches"),
+    ):
+        if data.global_batch_size % value:
+            raise ConfigError(f"{name}: {value} do not divide Data.global_batch_size = {data.global_batch_size} {divisor}")
