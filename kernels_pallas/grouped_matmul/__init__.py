@@ -1,0 +1,16 @@
+"""Matrix products where each row's group owns the weights: T rows, G groups, P slots in tile-aligned groups."""
+
+from kernels_pallas.grouped_matmul.api import grouped_matmul, grouped_swiglu
+from kernels_pallas.grouped_matmul.layout import Layout, align_rows, group_of_slot, group_rows, ungroup_rows
+from kernels_pallas.grouped_matmul.scale import grouped_scale
+
+__all__ = [
+    "Layout",
+    "align_rows",
+    "group_of_slot",
+    "group_rows",
+    "grouped_matmul",
+    "grouped_scale",
+    "grouped_swiglu",
+    "ungroup_rows",
+]
