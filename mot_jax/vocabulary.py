@@ -45,7 +45,7 @@ class Vocabulary:
         marks = [t + 1 for m in self.modalities for t in (m.begin, m.end) if t is not None]
         return max(*ends, *marks, self.pad + 1, self.bos + 1, self.eos + 1)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(m.name for m in self.modalities)
 
@@ -74,11 +74,16 @@ class Vocabulary:
             table[self.code_tokens(modality.name)] = np.arange(modality.size)
         return table
 
+    @functools.cached_property
+    def _code_tables(self) -> dict[str, np.ndarray]:
+        return {
+            m.name: np.concatenate([np.arange(first, first + count, dtype=np.int32) for first, count in m.ranges])
+            for m in self.modalities
+        }
+
     def code_tokens(self, name: str) -> np.ndarray:
         """int32[number of codes]: the token id of every code of a modality."""
-        return np.concatenate(
-            [np.arange(first, first + count, dtype=np.int32) for first, count in self.modality(name).ranges]
-        )
+        return self._code_tables[self.modality(name).name]
 
     def to_tokens(self, name: str, codes: np.ndarray) -> np.ndarray:
         """Codes of one modality -> token ids; raises DataError for a code outside the modality's range."""
