@@ -1,0 +1,207 @@
+"""Command lines of train.py and eval.py: flags -> a checked run; mistakes -> one line and exit code 2."""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from etils import epath
+
+from mot_jax.config import Run
+from mot_jax.errors import ConfigError, UserError, nearest
+from mot_jax.gin_config import find_config, load_run
+
+DEFAULT_CONFIG = "digits_mot"
+OVERRIDABLE = ("Eval", "Sample", "Data", "Parallel")  # what eval.py may change of a finished run
+
+_EXAMPLES = """examples:
+  python train.py                                             the default: {default}
+  python train.py --gin_file digits_dense                     a shipped config, by name or path
+  python train.py --gin.Train.steps=200 --gin.Model.dim=64    change single parameters
+  python train.py --run_dir runs/a --resume=auto              go on where runs/a stopped, or start it
+  python train.py --import my.module --gin.Data.source='@MySource()'"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    """What train.py was asked for. `config_text` is the operative config, `name` the config's name for run_dir None."""
+
+    run: Run
+    config_text: str
+    name: str
+    run_dir: str | None
+    resume: Literal["never", "auto", "must"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalArguments:
+    """What eval.py was asked for. `run` is the run directory's, with this command line's changes; step None: last."""
+
+    run: Run
+    run_dir: str
+    step: int | None
+
+
+def parse_train(argv: Sequence[str]) -> TrainArguments:
+    """Flags of train.py -> the run. Without --gin_file: a resumed directory's own config, else the default.
+
+    Raises:
+      UserError: a misspelt flag, or anything wrong with the config.
+    """
+    parser = _Parser("train.py", "Trains a mixed-modal transformer.", _main_fields())
+    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a config; later ones win")
+    _add_common(parser)
+    parser.add_argument("--run_dir", metavar="DIR", help="where everything is written (default: runs/<config>-<time>)")
+    parser.add_argument(
+        "--resume",
+        choices=("never", "auto", "must"),
+        default="never",
+        help="go on from a checkpoint in --run_dir: never (default; refuses a directory that holds a run), "
+        "auto (if there is one), must",
+    )
+    arguments, bindings = _parse(parser, argv)
+    if arguments.resume == "must" and arguments.run_dir is None:
+        raise ConfigError("--resume=must: expected --run_dir, the run to go on with")
+    saved = epath.Path(arguments.run_dir or "") / "config.gin"
+    if arguments.gin_file:
+        files = arguments.gin_file
+    elif arguments.resume != "never" and arguments.run_dir is not None and saved.is_file():
+        files = [str(saved)]
+    else:
+        files = [DEFAULT_CONFIG]
+    run, text = load_run(files, bindings)
+    name = epath.Path(find_config(files[-1])).stem
+    return TrainArguments(run, text, name, arguments.run_dir, arguments.resume)
+
+
+def parse_eval(argv: Sequence[str]) -> EvalArguments:
+    """Flags of eval.py -> a finished run, with changes to how it is evaluated.
+
+    Raises:
+      UserError: a misspelt flag, no run in the directory, or a change to something that training fixed.
+    """
+    parser = _Parser("eval.py", "Evaluates a finished run on held-out data.", "")
+    parser.add_argument("--run_dir", metavar="DIR", help="the run")
+    parser.add_argument("--step", type=int, help="the checkpoint (default: the last)")
+    _add_common(parser)
+    arguments, bindings = _parse(parser, argv)
+    if arguments.run_dir is None:
+        raise ConfigError("--run_dir: expected the directory of a run, as in --run_dir runs/digits_mot")
+    for binding in bindings:
+        for name in re.findall(r"^\s*(?:\w+/)*(?:\w+\.)*?(\w+)\.\w+\s*=", binding, re.MULTILINE):
+            if name in {field.name.capitalize() for field in dataclasses.fields(Run)} - set(OVERRIDABLE):
+                raise ConfigError(
+                    f"{binding.strip()}: eval.py changes {', '.join(OVERRIDABLE)} only; a run fixes {name}"
+                )
+    file = epath.Path(arguments.run_dir) / "config.gin"
+    if not file.is_file():
+        raise ConfigError(f"--run_dir: no run in {arguments.run_dir} (it has no config.gin)")
+    run, _ = load_run([str(file)], bindings)
+    return EvalArguments(run, arguments.run_dir, arguments.step)
+
+
+def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Calls `function(argv)` and returns the exit code: 2 for the user's mistakes (one line on stderr), 130 for Ctrl-C."""
+    try:
+        return function(list(sys.argv[1:] if argv is None else argv)) or 0
+    except UserError as error:
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises ConfigError instead of printing its usage and leaving."""
+
+    def __init__(self, program: str, description: str, fields: str):
+        examples = _EXAMPLES.format(default=f"configs/{DEFAULT_CONFIG}.gin") if program == "train.py" else ""
+        super().__init__(
+            prog=f"python {program}",
+            description=description,
+            epilog="\n\n".join(filter(None, (fields, examples))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message):
+        raise ConfigError(message.removeprefix("argument "))
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gin.X.y", dest="shown", metavar="VALUE", help="set one parameter, as in --gin.Train.steps=200"
+    )
+    parser.add_argument(
+        "--gin_bindings",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="'X.y = VALUE'",
+        help="the same, spelt as in a file",
+    )
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of yours with sources, codecs, tasks or config classes; found from the current directory too",
+    )
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses flags, imports the user's modules, and collects bindings in the order given."""
+    known, bindings = [], []
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--gin."):
+            known.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--gin.").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ConfigError(f"{argument}: expected a value, as in {argument}=1")
+            value = rest.pop(0)
+        known += ["--gin_bindings", f"{name} = {value}"]
+    arguments, unknown = parser.parse_known_args(known)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        flag = unknown[0].partition("=")[0]
+        raise ConfigError(f"no flag {flag!r}{nearest(flag, options)}")
+    bindings = [binding for group in arguments.gin_bindings for binding in group]
+    for module in arguments.modules:
+        _import(module)
+    return arguments, bindings
+
+
+def _import(module: str) -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if module.endswith(".py") or "/" in module:
+        name = module.removesuffix(".py").strip("./").replace("/", ".")
+        raise ConfigError(f"--import: expected a module's name, such as {name}, got {module!r}")
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise ConfigError(f"--import: no module {module!r} here or among the installed packages") from error
+        raise
+
+
+def _main_fields() -> str:
+    """The config classes and their defaults, for --help."""
+    lines = ["parameters and their defaults (the default config changes some):"]
+    for part in dataclasses.fields(Run):
+        cls = part.default.__class__
+        for field in dataclasses.fields(cls):
+            value = field.default
+            shown = f"@{type(value).__name__}()" if dataclasses.is_dataclass(value) else repr(value)
+            lines.append(f"  {f'{cls.__name__}.{field.name}':32} {shown}")
+    return "\n".join(lines)
