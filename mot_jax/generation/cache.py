@@ -1,0 +1,83 @@
+"""The keys and values of what each row has said so far: prefill fills them from prompts, decode adds one token a row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mot_jax.config import Model
+from mot_jax.nn.attention import causal_in_document
+from mot_jax.nn.transformer import forward
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Per layer rotated keys and values [B, C, K, H]; a row's first lengths[b] of C places hold its tokens."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    lengths: jax.Array  # int32[B]
+
+
+def prefill(
+    model: Model,
+    params: dict,
+    tokens: Int[Array, "B S"],
+    modality_ids: Int[Array, "B S"],
+    lengths: Int[Array, "B"],
+    capacity: int,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The hidden state of each row's last token, and a cache with room for `capacity` tokens a row.
+
+    Args:
+      tokens: prompts, padded on the right.
+      lengths: the prompts' own lengths; a row of length 0 costs nothing and its hidden state means nothing.
+    """
+    place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    valid = place < lengths[:, None]
+    keys, values = {}, {}
+
+    def attend(layer, q, k, v):
+        spare = ((0, 0), (0, capacity - k.shape[1]), (0, 0), (0, 0))
+        keys[layer], values[layer] = jnp.pad(k, spare), jnp.pad(v, spare)
+        return causal_in_document(q, k, v, valid.astype(jnp.int32))
+
+    positions = jnp.broadcast_to(place[None, :, None], (*tokens.shape, 1))
+    hidden = forward(model, params, tokens, modality_ids, positions, valid, attend)
+    last = jnp.maximum(lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    order = sorted(keys)
+    return hidden, Cache(
+        keys=tuple(keys[layer] for layer in order),
+        values=tuple(values[layer] for layer in order),
+        lengths=lengths.astype(jnp.int32),
+    )
+
+
+def decode(
+    model: Model,
+    params: dict,
+    cache: Cache,
+    tokens: Int[Array, "B"],
+    modality_ids: Int[Array, "B"],
+    active: Bool[Array, "B"],
+) -> tuple[Float[Array, "B D"], Cache]:
+    """The hidden state of one more token a row, and the cache with it; rows that are not active stay as they are."""
+    capacity = cache.keys[0].shape[1]
+    rows = jnp.arange(tokens.shape[0])
+    place = jnp.where(active, cache.lengths, capacity)  # a write outside is dropped
+    seen = jnp.arange(capacity) <= cache.lengths[:, None]
+    keys, values = list(cache.keys), list(cache.values)
+
+    def attend(layer, q, k, v):
+        keys[layer] = keys[layer].at[rows, place].set(k[:, 0], mode="drop")
+        values[layer] = values[layer].at[rows, place].set(v[:, 0], mode="drop")
+        return jax.nn.dot_product_attention(q, keys[layer], values[layer], mask=seen[:, None, None])
+
+    positions = cache.lengths[:, None, None]
+    hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, active[:, None], attend)
+    return hidden[:, 0], Cache(
+        keys=tuple(keys), values=tuple(values), lengths=cache.lengths + active.astype(jnp.int32)
+    )
