@@ -1,0 +1,69 @@
+"""Where metrics go: metrics.jsonl, the record, and TensorBoard where tensorboardX is installed."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+
+from etils import epath
+
+from mot_jax.training.metrics import json_ready
+
+
+def read_metrics(path: epath.PathLike) -> list[dict]:
+    """The lines of a metrics file; one cut short by a kill is left out."""
+    path = epath.Path(path)
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+class MetricsFile:
+    """Appends lines, each on disk before the next; a run that goes back to `step` loses the lines after it."""
+
+    def __init__(self, path: epath.PathLike, step: int):
+        path = epath.Path(path)
+        self.kept = [line for line in read_metrics(path) if line["step"] <= step]
+        whole = path.parent / f"{path.name}.partial"
+        whole.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        whole.replace(path)
+        self._file = path.open("a")
+
+    def write(self, line: dict) -> None:
+        self._file.write(json.dumps(json_ready(line)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Scalars under `directory`, train and validation as two runs; does nothing without tensorboardX."""
+
+    def __init__(self, directory: epath.Path, step: int, note: Callable[[str], None]):
+        self._writers, self._directory, self._step = {}, directory, step
+        self._installed = importlib.util.find_spec("tensorboardX") is not None
+        if not self._installed:
+            note("no TensorBoard files: tensorboardX is not installed (the extra `logging` has it)")
+
+    def write(self, line: dict) -> None:
+        if not self._installed:
+            return
+        split = line["split"]
+        if split not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            self._writers[split] = SummaryWriter(
+                os.fspath(self._directory / split), purge_step=self._step + 1 if self._step else None, flush_secs=30
+            )
+        for name, value in line.items():
+            if name not in ("step", "split") and value is not None:
+                self._writers[split].add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
