@@ -1,0 +1,95 @@
+"""Global attention: projections shared or one a group, one softmax over the whole mixed sequence (MoT, §2.2)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from mot_jax.config import Model, heads
+from mot_jax.nn.norm import Norm
+from mot_jax.nn.parameters import constant, grouped, use, weight
+from mot_jax.nn.rotary import rotate
+from mot_jax.nn.rows import Rows, enter, leave, per_row, project
+from mot_jax.parallel.collectives import sum_over
+
+# (layer, q [B, S, N, H], k [B, S, K, H], v [B, S, K, H]) -> [B, S, N, H]
+Attend = Callable[[int, Array, Array, Array], Array]
+
+QUERY_CHUNK = 512  # queries scored at a time; longer sequences never hold an S x S array
+
+
+class Attention(nnx.Module):
+    """Queries, keys and values by key/value head: `qkv` [D, K, N/K + 2, H] holds each head's queries, key and value."""
+
+    def __init__(self, model: Model, groups: int | None, output_std: float, rngs: nnx.Rngs):
+        num_heads, kv_heads, head_dim = heads(model)
+        per_kv = num_heads // kv_heads
+        self.qkv = weight(
+            rngs,
+            *grouped(groups, (model.dim, kv_heads, per_kv + 2, head_dim), ("embed", "kv_heads", None, None)),
+            std=model.dim**-0.5,
+        )
+        self.output = weight(
+            rngs,
+            *grouped(groups, (kv_heads, per_kv, head_dim, model.dim), ("kv_heads", None, None, "embed")),
+            std=output_std * (num_heads * head_dim) ** -0.5,
+        )
+        if model.qkv_bias:
+            self.bias = constant(0.0, *grouped(groups, (kv_heads, per_kv + 2, head_dim), ("kv_heads", None, None)))
+        if model.qk_norm != "none":
+            self.query_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
+            self.key_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
+
+    def __call__(
+        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int
+    ) -> Float[Array, "P D"]:
+        *_, kv_heads, parts, head_dim = self.qkv.shape  # this device's heads
+        batch = rope[0].shape[0]
+        qkv = use(self.qkv, x.dtype)
+        y = project(rows, x, qkv.reshape(*qkv.shape[:-3], kv_heads * parts * head_dim))
+        if hasattr(self, "bias"):
+            bias = use(self.bias, x.dtype)
+            y = y + per_row(rows, bias.reshape(*bias.shape[:-3], -1), y.ndim).astype(x.dtype)
+        y = y.reshape(-1, kv_heads, parts, head_dim)
+        q, k, v = y[:, :, :-2], y[:, :, -2], y[:, :, -1]
+        if hasattr(self, "query_norm"):
+            q, k = self.query_norm(q, rows), self.key_norm(k, rows)
+        # One gather takes all three back to sequence order.
+        y = leave(rows, jnp.concatenate([q, k[:, :, None], v[:, :, None]], 2), batch)
+        q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
+        q = rotate(q.reshape(*q.shape[:2], -1, head_dim), *rope)
+        y = attend(layer, q, rotate(k, *rope), v)
+        y = enter(rows, y.reshape(*y.shape[:2], -1))
+        output = use(self.output, x.dtype)
+        output = output.reshape(*output.shape[:-4], -1, output.shape[-1])
+        return sum_over(project(rows, y, output), "tensor")
+
+
+def causal_in_document(
+    q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], segment_ids: Int[Array, "B S"]
+) -> Float[Array, "B S N H"]:
+    """Causal softmax attention within each packed document, a chunk of queries at a time.
+
+    A chunk sees only the keys up to its own end, so nothing is scored twice and no S x S array is held.
+    """
+    length = q.shape[1]
+    order = jnp.arange(length)
+
+    def chunk(q, k, v, first, segments):
+        stop = first + q.shape[1]
+        same = segments[:, first:stop, None] == segments[:, None, :stop]
+        mask = same & (order[first:stop, None] >= order[None, :stop])
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+
+    if length <= QUERY_CHUNK:
+        return chunk(q, k, v, 0, segment_ids)
+    scored = jax.checkpoint(chunk, static_argnums=(3,))
+    return jnp.concatenate(
+        [
+            scored(q[:, i : i + QUERY_CHUNK], k[:, : i + QUERY_CHUNK], v[:, : i + QUERY_CHUNK], i, segment_ids)
+            for i in range(0, length, QUERY_CHUNK)
+        ],
+        axis=1,
+    )

@@ -1,0 +1,62 @@
+"""How one device's tokens lie in memory while they pass through the layers.
+
+Without untied parts rows stay in sequence order. With them they are put into tile-aligned group order once per
+microbatch and stay there; only queries, keys and values leave it, and attention's output re-enters.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels_pallas.grouped_matmul import Layout, align_rows, group_rows, grouped_matmul, ungroup_rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """T = B*S tokens as P rows. `layout` and `owner` (float32[P, G], one-hot) are None in sequence order."""
+
+    layout: Layout | None
+    owner: Array | None
+
+
+def sequence_rows() -> Rows:
+    return Rows(layout=None, owner=None)
+
+
+def grouped_rows(group_ids: Int[Array, "B S"], valid: Bool[Array, "B S"], num_groups: int) -> Rows:
+    """Group order; tokens that are not valid belong to nobody, become zeros and cost nothing."""
+    ids = jnp.where(valid, group_ids, -1).reshape(-1)
+    layout = align_rows(ids, num_groups)
+    owner = group_rows(jax.nn.one_hot(ids, num_groups, dtype=jnp.float32), layout)
+    return Rows(layout=layout, owner=owner)
+
+
+def enter(rows: Rows, x: Float[Array, "B S ..."]) -> Float[Array, "P ..."]:
+    """Sequence order -> rows."""
+    flat = x.reshape(-1, *x.shape[2:])
+    return flat if rows.layout is None else group_rows(flat, rows.layout)
+
+
+def leave(rows: Rows, x: Float[Array, "P ..."], batch: int) -> Float[Array, "B S ..."]:
+    """Rows -> sequence order."""
+    flat = x if rows.layout is None else ungroup_rows(x, rows.layout)
+    return flat.reshape(batch, -1, *flat.shape[1:])
+
+
+def project(rows: Rows, x: Float[Array, "P I"], weights: Array) -> Float[Array, "P O"]:
+    """x @ weights[I, O], or each row with its group's weights[G, I, O]."""
+    return x @ weights if weights.ndim == 2 else grouped_matmul(x, weights, rows.layout)
+
+
+def per_row(rows: Rows, value: Array, rank: int) -> Array:
+    """A shared vector as it is, or each row's own of a [G, ...] stack, ready to broadcast against rank-`rank` rows.
+
+    A product with the one-hot owners: its gradient is a product too, where indexing's would be a scatter.
+    """
+    if value.ndim == 1:
+        return value
+    own = jnp.dot(rows.owner, value, precision=jax.lax.Precision.HIGHEST)
+    return own.reshape(own.shape[0], *(1,) * (rank - 2), own.shape[1])

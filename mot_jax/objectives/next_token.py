@@ -1,0 +1,59 @@
+"""The training objective: weighted next-token loss over one count for all modalities.
+
+Loss = sum_i w(m_i) * loss_weight_i * l_i / sum_i 1[loss_weight_i > 0], with m_i the modality of the TARGET (routing goes
+by the INPUT's) and both sums over every device and microbatch of the optimizer step. Per-modality means are metrics.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mot_jax.batch import Batch
+from mot_jax.config import Model
+from mot_jax.nn import transformer
+from mot_jax.objectives.cross_entropy import cross_entropy
+from mot_jax.vocabulary import Vocabulary
+
+Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count), float32
+
+
+def target_count(batch: Batch) -> Float[Array, ""]:
+    """Number of this device's tokens that have something to predict."""
+    return jnp.sum(batch.loss_weights > 0, dtype=jnp.float32)
+
+
+def loss_sum(
+    model: Model,
+    params: dict,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    *,
+    z_loss: float = 0.0,
+    modality_weights: dict[str, float] | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """This device's numerator of the objective, and the sums and counts of its metrics.
+
+    Metrics: "loss" and "loss/<modality>" are plain cross-entropy in nats over target tokens, by the target's modality;
+    "modality_tokens/<modality>" counts input tokens.
+    """
+    hidden, _ = transformer.apply(model, params, batch)
+    weights_of = modality_weights or {}
+    by_modality = np.asarray([weights_of.get(name, 1.0) for name in vocabulary.names], np.float32)
+    targets = batch.targets.reshape(-1)
+    target_modality = jnp.asarray(vocabulary.token_modality)[targets]
+    loss_weights = batch.loss_weights.reshape(-1)
+    total, nll = cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]),
+        transformer.head_table(model, params, hidden.dtype),
+        targets,
+        loss_weights * jnp.asarray(by_modality)[target_modality],
+        z_loss,
+    )
+    counted = loss_weights > 0
+    metrics = {"loss": (jnp.sum(nll * counted), jnp.sum(counted, dtype=jnp.float32))}
+    for index, name in enumerate(vocabulary.names):
+        mine = counted & (target_modality == index)
+        metrics[f"loss/{name}"] = (jnp.sum(nll * mine), jnp.sum(mine, dtype=jnp.float32))
+        inputs = (batch.modality_ids == index) & (batch.segment_ids > 0)
+        metrics[f"modality_tokens/{name}"] = (jnp.sum(inputs, dtype=jnp.float32), jnp.float32(1))
+    return total, metrics

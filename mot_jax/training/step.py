@@ -1,0 +1,152 @@
+"""One optimizer step: loss and gradient in a fully manual shard_map, the update on sharded arrays around it."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from mot_jax.batch import Batch
+from mot_jax.config import Model, Run
+from mot_jax.errors import ConfigError
+from mot_jax.nn import transformer
+from mot_jax.objectives.next_token import Metrics, loss_sum, target_count
+from mot_jax.parallel.collectives import AXES, BATCH_AXES, axis_size, sum_over
+from mot_jax.parallel.mesh import batch_sharding, replicated
+from mot_jax.parallel.rules import partition_spec
+from mot_jax.training.state import TrainState, parameter_shardings, state_shardings
+from mot_jax.vocabulary import Vocabulary
+
+
+def _parameter_specs(model: Model) -> dict:
+    axes = transformer.logical_axes(model)
+    return jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch) -> tuple[dict, Metrics]:
+    """Gradient of the objective and summed metrics, from one device's shards of parameters and rows.
+
+    Microbatches are runs of this device's rows; the count they are divided by is the whole step's, taken first.
+    """
+    model, train = run.model, run.train
+    count = jnp.maximum(sum_over(target_count(batch), BATCH_AXES), 1.0) * axis_size("tensor")
+
+    def objective(params, microbatch):
+        total, metrics = loss_sum(
+            model,
+            params,
+            microbatch,
+            vocabulary,
+            z_loss=train.z_loss,
+            modality_weights=train.modality_weights,
+        )
+        return total / count, metrics
+
+    one = jax.grad(objective, has_aux=True)
+    if train.accumulation == 1:
+        grads, metrics = one(params, batch)
+    else:
+        micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], micro)))
+
+        def add(carry, microbatch):
+            return jax.tree.map(jnp.add, carry, one(params, microbatch)), None
+
+        (grads, metrics), _ = jax.lax.scan(add, zeros, micro)
+        # A count of tokens adds up over microbatches; how many values it is the mean of does not.
+        metrics = {k: (s, jnp.float32(1) if k.startswith("modality_tokens/") else n) for k, (s, n) in metrics.items()}
+
+    def reduce(grad, spec):
+        return sum_over(grad, tuple(axis for axis in AXES if axis not in spec))
+
+    grads = jax.tree.map(reduce, grads, _parameter_specs(model))
+    return grads, _sum_metrics(metrics)
+
+
+def _sum_metrics(metrics: Metrics) -> Metrics:
+    return {
+        name: (sum_over(total, BATCH_AXES), count if name.startswith("modality_tokens/") else sum_over(count, BATCH_AXES))
+        for name, (total, count) in metrics.items()
+    }
+
+
+def check_rows(run: Run, mesh: Mesh) -> None:
+    """Raises ConfigError unless the batch's rows divide into devices and microbatches."""
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = devices * run.train.accumulation
+    if run.data.global_batch_size % parts:
+        raise ConfigError(
+            f"Data.global_batch_size: {run.data.global_batch_size} rows are not a multiple of {parts} "
+            f"({devices} devices over data x fsdp x expert, {run.train.accumulation} microbatches)"
+        )
+
+
+def make_train_step(
+    run: Run, vocabulary: Vocabulary, mesh: Mesh, tx: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled step `(state, batch) -> (state, metrics)`; the state given is consumed.
+
+    A step whose loss or gradient is not finite changes nothing but the counters. `run.model` is resolved.
+
+    Raises:
+      ConfigError: the rows do not divide over devices and microbatches, or a parameter over its mesh axis.
+    """
+    check_rows(run, mesh)
+    specs = _parameter_specs(run.model)
+    sharded_gradients = jax.shard_map(
+        lambda params, batch: gradients(run, vocabulary, params, batch),
+        mesh=mesh,
+        in_specs=(specs, PartitionSpec(BATCH_AXES)),
+        out_specs=(specs, PartitionSpec()),
+        check_vma=False,
+    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = sharded_gradients(state.params, batch)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        def keep(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        bad = 1 - finite.astype(jnp.int32)
+        state = TrainState(
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            step=state.step + 1,
+            bad_steps=(state.bad_steps + 1) * bad,
+            skipped=state.skipped + bad,
+        )
+        one = jnp.float32(1)
+        metrics["grad_norm"] = (norm, one)
+        metrics["skipped"] = (bad.astype(jnp.float32), one)
+        metrics["bad_steps"] = (state.bad_steps.astype(jnp.float32), one)
+        return state, metrics
+
+    placed = state_shardings(run.model, tx, mesh)
+    return jax.jit(
+        step,
+        in_shardings=(placed, batch_sharding(mesh)),
+        out_shardings=(placed, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_loss_eval(run: Run, vocabulary: Vocabulary, mesh: Mesh) -> Callable[[dict, Batch], Metrics]:
+    """The compiled held-out loss `(params, batch) -> metrics`: sums and counts of plain cross-entropy."""
+    evaluate = jax.shard_map(
+        lambda params, batch: _sum_metrics(loss_sum(run.model, params, batch, vocabulary)[1]),
+        mesh=mesh,
+        in_specs=(_parameter_specs(run.model), PartitionSpec(BATCH_AXES)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    return jax.jit(
+        evaluate,
+        in_shardings=(parameter_shardings(run.model, mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
