@@ -79,10 +79,21 @@ def read_manifest(directory: epath.PathLike) -> dict:
     if version != FORMAT:
         raise DataError(f"{path}: format {version} is not the one this version reads ({FORMAT})")
     with _damaged(path):
+        for split in manifest["splits"].values():
+            _check_split(split)
         modalities = [modality["name"] for modality in manifest["vocabulary"]["modalities"]]
         if list(manifest["codecs"]) != modalities:
             raise DataError(f"{path}: codecs {list(manifest['codecs'])} are not the vocabulary's {modalities}")
     return manifest
+
+
+def _check_split(split: dict) -> None:
+    total, files = split["documents"], split["files"]
+    if not all(file.keys() >= {"file", "documents", "bytes", "sha256"} for file in files):
+        raise ValueError("a shard lacks its name, count, size or digest")
+    if [file["documents"] for file in files] != [len(range(index, total, len(files))) for index in range(len(files))]:
+        raise ValueError(f"{total} documents are not spread evenly over {len(files)} files")
+    sum(split["codes"].values())
 
 
 def read_vocabulary(manifest: dict, directory: epath.PathLike) -> Vocabulary:

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 
 import msgpack
 import numpy as np
@@ -33,7 +32,7 @@ __all__ = [
 MEMORY_LIMIT = 256 << 20  # bytes of codes up to which a split is held in memory
 
 
-class Documents(Sequence[Document]):
+class Documents:
     """A split's documents in the order they were written. Small splits are decoded once, large ones as asked for."""
 
     def __init__(self, directory: epath.Path, split: dict, names: tuple[str, ...], code_type: str):

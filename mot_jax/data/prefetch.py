@@ -10,7 +10,6 @@ from typing import Protocol
 
 from mot_jax.batch import Batch
 
-
 PATIENCE = 10.0  # seconds to wait, on closing, for a batch that is being made
 
 
