@@ -5,6 +5,7 @@ T rows, G groups, P slots (a multiple of the tile). Rows move into slots and bac
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,12 @@ from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
 class Layout:
     """Where each row lives. Slots run group by group; the live tiles come first."""
 
-    row_of_slot: Int32[Array, " P"]  # T where the slot is padding
-    slot_of_row: Int32[Array, " T"]  # P where nobody owns the row
-    tile_groups: Int32[Array, " P//tile"]  # a valid group also for dead tiles
-    live_tiles: Int32[Array, ""]
-    group_sizes: Int32[Array, " G"]
+    # Any: a tree map may put shapes or shardings in place of arrays.
+    row_of_slot: Any  # int32[P], T where the slot is padding
+    slot_of_row: Any  # int32[T], P where nobody owns the row
+    tile_groups: Any  # int32[P / tile], a valid group also for dead tiles
+    live_tiles: Any  # int32[]
+    group_sizes: Any  # int32[G]
     tile: int
     num_groups: int
 
