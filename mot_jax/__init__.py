@@ -8,23 +8,30 @@ import importlib
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(
-        ("Block", "Data", "Digits", "Eval", "Model", "Optimizer", "Parallel", "RopeScaling", "Run", "Sample", "Source")
-        + ("Train",),
-        "mot_jax.config",
-    ),
+    "Block": "mot_jax.config",
     "Codec": "mot_jax.codecs.protocol",
+    "Data": "mot_jax.config",
     "DatasetWriter": "mot_jax.data.dataset",
+    "Digits": "mot_jax.config",
     "Document": "mot_jax.documents",
+    "Eval": "mot_jax.config",
+    "load": "mot_jax.run",
     "Modality": "mot_jax.vocabulary",
+    "Model": "mot_jax.config",
+    "open_dataset": "mot_jax.data.dataset",
+    "Optimizer": "mot_jax.config",
+    "Parallel": "mot_jax.config",
+    "RopeScaling": "mot_jax.config",
+    "Run": "mot_jax.config",
+    "Sample": "mot_jax.config",
+    "Source": "mot_jax.config",
     "Span": "mot_jax.documents",
+    "Train": "mot_jax.config",
     "UserError": "mot_jax.errors",
     "Vocabulary": "mot_jax.vocabulary",
-    "load": "mot_jax.run",
-    "open_dataset": "mot_jax.data.dataset",
 }
 
-__all__ = ["__version__", *_PLACES]  # noqa: PLE0604  (names are known, values are not loaded yet)
+__all__ = ["__version__", *_PLACES]
 
 
 def __getattr__(name: str):

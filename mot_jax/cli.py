@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import importlib
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -13,17 +12,22 @@ from etils import epath
 
 from mot_jax.config import Run
 from mot_jax.errors import ConfigError, UserError, nearest
-from mot_jax.gin_config import find_config, load_run
+from mot_jax.gin_config import differences, find_config, load_run
 
 DEFAULT_CONFIG = "digits_mot"
-OVERRIDABLE = ("Eval", "Sample", "Data", "Parallel")  # what eval.py may change of a finished run
+RESUME = ("never", "auto", "must")
+FIXED = ("model", "optimizer", "train")  # what eval.py cannot change of a finished run
 
-_EXAMPLES = """examples:
-  python train.py                                             the default: {default}
+_TRAIN_EXAMPLES = """examples:
+  python train.py                                             the default: configs/digits_mot.gin
   python train.py --gin_file digits_dense                     a shipped config, by name or path
   python train.py --gin.Train.steps=200 --gin.Model.dim=64    change single parameters
   python train.py --run_dir runs/a --resume=auto              go on where runs/a stopped, or start it
   python train.py --import my.module --gin.Data.source='@MySource()'"""
+
+_EVAL_EXAMPLES = """examples:
+  python eval.py --run_dir runs/a                             losses, and the tasks of Eval.tasks
+  python eval.py --run_dir runs/a --step 500 --gin.Eval.prompts=50"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +56,21 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
     Raises:
       UserError: a misspelt flag, or anything wrong with the config.
     """
-    parser = _Parser("train.py", "Trains a mixed-modal transformer.", _main_fields())
+    parser = _Parser("train.py", "Trains a mixed-modal transformer.", f"{_main_fields()}\n\n{_TRAIN_EXAMPLES}")
     parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a config; later ones win")
     _add_common(parser)
     parser.add_argument("--run_dir", metavar="DIR", help="where everything is written (default: runs/<config>-<time>)")
     parser.add_argument(
         "--resume",
-        choices=("never", "auto", "must"),
+        metavar="never|auto|must",
         default="never",
         help="go on from a checkpoint in --run_dir: never (default; refuses a directory that holds a run), "
         "auto (if there is one), must",
     )
     arguments, bindings = _parse(parser, argv)
+    if arguments.resume not in RESUME:
+        wrong = f"{arguments.resume!r}{nearest(arguments.resume, RESUME)}"
+        raise ConfigError(f"--resume: expected one of {', '.join(RESUME)}, got {wrong}")
     if arguments.resume == "must" and arguments.run_dir is None:
         raise ConfigError("--resume=must: expected --run_dir, the run to go on with")
     saved = epath.Path(arguments.run_dir or "") / "config.gin"
@@ -84,28 +91,26 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
     Raises:
       UserError: a misspelt flag, no run in the directory, or a change to something that training fixed.
     """
-    parser = _Parser("eval.py", "Evaluates a finished run on held-out data.", "")
+    parser = _Parser("eval.py", "Evaluates a finished run on held-out data.", _EVAL_EXAMPLES)
     parser.add_argument("--run_dir", metavar="DIR", help="the run")
     parser.add_argument("--step", type=int, help="the checkpoint (default: the last)")
     _add_common(parser)
     arguments, bindings = _parse(parser, argv)
     if arguments.run_dir is None:
         raise ConfigError("--run_dir: expected the directory of a run, as in --run_dir runs/digits_mot")
-    for binding in bindings:
-        for name in re.findall(r"^\s*(?:\w+/)*(?:\w+\.)*?(\w+)\.\w+\s*=", binding, re.MULTILINE):
-            if name in {field.name.capitalize() for field in dataclasses.fields(Run)} - set(OVERRIDABLE):
-                raise ConfigError(
-                    f"{binding.strip()}: eval.py changes {', '.join(OVERRIDABLE)} only; a run fixes {name}"
-                )
     file = epath.Path(arguments.run_dir) / "config.gin"
     if not file.is_file():
         raise ConfigError(f"--run_dir: no run in {arguments.run_dir} (it has no config.gin)")
+    saved, _ = load_run([str(file)])
     run, _ = load_run([str(file)], bindings)
+    for part in FIXED:
+        if getattr(run, part) != getattr(saved, part):
+            raise ConfigError(f"{differences(saved, run)[0]}: a finished run keeps its {', '.join(FIXED)}")
     return EvalArguments(run, arguments.run_dir, arguments.step)
 
 
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `function(argv)` and returns the exit code: 2 for the user's mistakes (one line on stderr), 130 for Ctrl-C."""
+    """Calls `function(argv)`; returns the exit code: 2 for a mistake of the user's (one line on stderr), 130 for Ctrl-C."""
     try:
         return function(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:
@@ -119,12 +124,11 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage and leaving."""
 
-    def __init__(self, program: str, description: str, fields: str):
-        examples = _EXAMPLES.format(default=f"configs/{DEFAULT_CONFIG}.gin") if program == "train.py" else ""
+    def __init__(self, program: str, description: str, epilog: str):
         super().__init__(
             prog=f"python {program}",
             description=description,
-            epilog="\n\n".join(filter(None, (fields, examples))),
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -172,9 +176,10 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
         known += ["--gin_bindings", f"{name} = {value}"]
     arguments, unknown = parser.parse_known_args(known)
     if unknown:
-        options = [option for action in parser._actions for option in action.option_strings]
+        options = [option for option in parser._option_string_actions if option.startswith("--")]
         flag = unknown[0].partition("=")[0]
-        raise ConfigError(f"no flag {flag!r}{nearest(flag, options)}")
+        what = "no flag" if flag.startswith("-") else "unexpected argument"
+        raise ConfigError(f"{what} {flag!r}{nearest(flag, options)}")
     bindings = [binding for group in arguments.gin_bindings for binding in group]
     for module in arguments.modules:
         _import(module)

@@ -17,7 +17,7 @@ from pathlib import Path
 from etils import epath
 from gin import config_parser
 
-from mot_jax.config import FrozenMapping, Run, check_run
+from mot_jax.config import Run, check_run
 from mot_jax.config_types import check
 from mot_jax.errors import ConfigError, nearest
 
