@@ -1,5 +1,6 @@
 """Text as byte-level BPE: trained here, or any `tokenizer.json` of the Hugging Face `tokenizers` library."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -7,21 +8,28 @@ import numpy as np
 from etils import epath
 
 from mot_jax.codecs.protocol import Codec
-from mot_jax.errors import DataError
+from mot_jax.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FILE = "tokenizer.json"
+TOKENIZER, MARKERS = "tokenizer.json", "markers.json"
 
 
 class BytePairText(Codec, kind="byte_pair"):
-    """Strings <-> a tokenizer's own ids, unchanged, so that a pretrained embedding fits them."""
+    """Strings <-> a tokenizer's own ids, unchanged, so that a pretrained embedding fits them.
 
-    def __init__(self, tokenizer: "Tokenizer"):
+    `pad`, `bos` and `eos` name tokens that the tokenizer already has for these; a vocabulary appends those left out.
+    """
+
+    def __init__(
+        self, tokenizer: "Tokenizer", *, pad: str | None = None, bos: str | None = None, eos: str | None = None
+    ):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
+        self._markers = {"pad": pad, "bos": bos, "eos": eos}
+        self.pad_id, self.bos_id, self.eos_id = (self._marker_id(token) for token in (pad, bos, eos))
         # The largest id rather than the number of entries: pretrained vocabularies may have holes.
         self.size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -45,18 +53,31 @@ class BytePairText(Codec, kind="byte_pair"):
         return cls(tokenizer)
 
     @classmethod
-    def from_file(cls, path: str) -> "BytePairText":
-        """A tokenizer.json that the user brings; raises DataError where it cannot be read as one."""
+    def from_file(cls, path: epath.PathLike, **markers: str | None) -> "BytePairText":
+        """A tokenizer.json that the user brings, with the names of its `pad`, `bos` and `eos` tokens, if any.
+
+        Raises:
+          DataError: it cannot be read as one, or lacks a token that was named.
+        """
         from tokenizers import Tokenizer
 
         path = epath.Path(path)
         if not path.exists():
             raise DataError(f"{path}: no such tokenizer file")
         try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            tokenizer = Tokenizer.from_str(path.read_text())
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"{path}: not a tokenizer.json ({error})") from error
-        return cls(tokenizer)
+        return cls(tokenizer, **markers)
+
+    def _marker_id(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            special = [added.content for added in self.tokenizer.get_added_tokens_decoder().values()]
+            raise DataError(f"byte_pair: the tokenizer has no token {token!r}{nearest(token, special)}")
+        return found
 
     def encode(self, value: str) -> np.ndarray:
         return self.encode_many([value])[0]
@@ -79,8 +100,15 @@ class BytePairText(Codec, kind="byte_pair"):
         return self.decode(codes)
 
     def save(self, directory: epath.Path) -> None:
-        (epath.Path(directory) / FILE).write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        directory = epath.Path(directory)
+        (directory / TOKENIZER).write_text(self.tokenizer.to_str(pretty=True))
+        (directory / MARKERS).write_text(json.dumps(self._markers, indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: epath.Path) -> "BytePairText":
-        return cls.from_file(epath.Path(directory) / FILE)
+        directory = epath.Path(directory)
+        try:
+            markers = json.loads((directory / MARKERS).read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{directory}: not a saved codec ({error})") from error
+        return cls.from_file(directory / TOKENIZER, **markers)

@@ -98,7 +98,7 @@ def cut(images: UInt8[np.ndarray, "N h w *channels"], patch_size: int) -> UInt8[
 
 def join(patches: UInt8[np.ndarray, "N C D"], h: int, w: int, channels: int) -> UInt8[np.ndarray, "N h w *channels"]:
     """The inverse of `cut`."""
-    n, p = len(patches), int(round((patches.shape[2] // channels) ** 0.5))
+    n, p = len(patches), round((patches.shape[2] // channels) ** 0.5)
     images = patches.reshape(n, h // p, w // p, p, p, channels).transpose(0, 1, 3, 2, 4, 5)
     return images.reshape(n, h, w) if channels == 1 else images.reshape(n, h, w, channels)
 

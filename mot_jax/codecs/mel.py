@@ -28,6 +28,21 @@ def power_spectrogram(samples: Float[np.ndarray, "T"], *, window: int, hop: int)
     return np.abs(_spectra(_pad(samples, window, hop), window, hop)) ** 2
 
 
+def invert_mel(
+    mel_power: Float[np.ndarray, "F bands"], filters: Float[np.ndarray, "bands K"], *, iterations: int = 20
+) -> Float[np.ndarray, "F K"]:
+    """A power spectrogram that has these mel powers and is nowhere negative.
+
+    The pseudo-inverse, clipped, then multiplicative least-squares updates (Lee and Seung 2001, theorem 1): clipping
+    alone shifts the loudness of bands so much that speech changes its units.
+    """
+    filters = filters.astype(np.float64)
+    power = np.maximum(mel_power @ np.linalg.pinv(filters).T, 1e-8)
+    for _ in range(iterations):
+        power *= (mel_power @ filters) / np.maximum(power @ filters.T @ filters, 1e-12)
+    return power
+
+
 def griffin_lim(
     magnitudes: Float[np.ndarray, "F K"], *, window: int, hop: int, iterations: int = 32
 ) -> Float[np.ndarray, "T"]:

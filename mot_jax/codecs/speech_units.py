@@ -5,7 +5,7 @@ from etils import epath
 from jaxtyping import Float, Int16, Int32, UInt8
 
 from mot_jax.codecs import kmeans, storage
-from mot_jax.codecs.mel import griffin_lim, mel_filters, power_spectrogram
+from mot_jax.codecs.mel import griffin_lim, invert_mel, mel_filters, power_spectrogram
 from mot_jax.codecs.protocol import Codec
 from mot_jax.errors import DataError
 
@@ -48,8 +48,7 @@ class SpeechUnits(Codec, kind="speech_units"):
         if not codes.size:
             return np.zeros(0, np.int16)
         mel_power = np.maximum(np.exp(self.codebook[codes].reshape(-1, BANDS).astype(np.float64)) - FLOOR, 0)
-        inverse = np.linalg.pinv(mel_filters(self.sample_rate, WINDOW, BANDS))
-        power = np.maximum(mel_power @ inverse.T, 0)
+        power = invert_mel(mel_power, mel_filters(self.sample_rate, WINDOW, BANDS))
         samples = griffin_lim(np.sqrt(power), window=WINDOW, hop=hop)
         return np.rint(samples * (PEAK * 32767 / max(np.abs(samples).max(), 1e-9))).astype(np.int16)
 

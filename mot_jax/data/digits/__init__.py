@@ -4,6 +4,6 @@ Beside the documents a prepared directory holds `evaluation/digits.npz`, read wi
 labelled image and speech codes of training and held-out examples, captions and prompts (see `EvaluationSet`).
 """
 
-from mot_jax.data.digits.compose import prepare
+from mot_jax.data.digits.preparation import prepare
 
 __all__ = ["prepare"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import numpy as np
 from etils import epath
@@ -41,10 +42,8 @@ class EvaluationSet:
 
     def digit_in(self, text: str) -> int | None:
         """The digit whose word comes first in a text; None where there is none."""
-        for word in text.lower().replace(",", " ").replace(".", " ").replace(":", " ").split():
-            if word in self.words:
-                return self.words.index(word)
-        return None
+        found = [word for word in re.findall("[a-z]+", text.lower()) if word in self.words]
+        return self.words.index(found[0]) if found else None
 
 
 def save(directory: str, evaluation: EvaluationSet) -> None:
