@@ -39,8 +39,8 @@ def document_pieces(vocabulary: Vocabulary, document: Document, row_length: int)
     lengths = [1]
     for span in document:
         lengths += [1] * len(span.codes) if span.modality == TEXT else [len(span.codes) + 2]
-    cuts = np.cumsum(lengths)[1:]  # not after BOS alone
-    cuts[-1] = len(tokens)  # not before EOS alone
+    cuts = np.cumsum(lengths)
+    cuts[0], cuts[-1] = 0, len(tokens)  # neither BOS nor EOS alone
     pieces, start = [], 0
     while start < len(tokens):
         end = cuts[np.searchsorted(cuts, start + row_length, side="right") - 1]

@@ -6,17 +6,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
-
-from mot_jax.batch import Batch
+from typing import Any, Protocol, runtime_checkable
 
 PATIENCE = 10.0  # seconds to wait, on closing, for a batch that is being made
 
 
+@runtime_checkable
 class Resumable(Protocol):
     """An iterator of batches that can say where it stands."""
 
-    def __next__(self) -> Batch: ...
+    def __next__(self) -> Any: ...
 
     def state(self) -> dict: ...
 
@@ -49,7 +48,7 @@ class Prefetch:
     def __iter__(self) -> "Prefetch":
         return self
 
-    def __next__(self) -> tuple[Batch, dict]:
+    def __next__(self) -> tuple[Any, dict]:
         if self._error is not None:
             raise self._error
         started = time.perf_counter()

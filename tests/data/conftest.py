@@ -1,45 +1,11 @@
-"""Three small real codecs and random documents of theirs."""
+"""Random documents of three small codecs, and data sets of them."""
 
 import numpy as np
 import pytest
 
-from mot_jax.codecs.protocol import Codec
 from mot_jax.data.dataset import DatasetWriter, open_dataset
 from mot_jax.documents import Span
-
-
-class Plain(Codec):
-    """Numbers as they are; its settings are what it saves."""
-
-    def __init__(self, size: int, span_length: int | None = None):
-        self.size, self.span_length = size, span_length
-
-    def encode(self, value):
-        return np.asarray(value, np.int32)
-
-    def decode(self, codes):
-        return codes.tolist()
-
-    def save(self, directory):
-        (directory / "settings").mkdir()
-        (directory / "settings" / "sizes.txt").write_text(f"{self.size} {self.span_length or 0}")
-
-    @classmethod
-    def load(cls, directory):
-        size, span_length = map(int, (directory / "settings" / "sizes.txt").read_text().split())
-        return cls(size, span_length or None)
-
-
-class Text(Plain, kind="test_text"):
-    pass
-
-
-class Image(Plain, kind="test_image"):
-    pass
-
-
-class Speech(Plain, kind="test_speech"):
-    pass
+from tests.data.toy_codecs import Image, Speech, Text
 
 
 @pytest.fixture
