@@ -14,8 +14,8 @@ from mot_jax.nn.rotary import rotate
 from mot_jax.nn.rows import Rows, enter, leave, per_row, project
 from mot_jax.parallel.collectives import sum_over
 
-# (layer, q [B, S, N, H], k [B, S, K, H], v [B, S, K, H]) -> [B, S, N, H]
-Attend = Callable[[int, Array, Array, Array], Array]
+# (layer, or None within a scan; q [B, S, N, H], k [B, S, K, H], v [B, S, K, H]) -> [B, S, N, H]
+Attend = Callable[[int | None, Array, Array, Array], Array]
 
 QUERY_CHUNK = 512  # queries scored at a time; longer sequences never hold an S x S array
 
@@ -43,7 +43,7 @@ class Attention(nnx.Module):
             self.key_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
 
     def __call__(
-        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int
+        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int | None
     ) -> Float[Array, "P D"]:
         *_, kv_heads, parts, head_dim = self.qkv.shape  # this device's heads
         batch = rope[0].shape[0]

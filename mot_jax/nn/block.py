@@ -27,7 +27,7 @@ class Block(nnx.Module):
         self.feed_forward_norm = Norm(model.dim, model.norm, model.norm_epsilon, groups("norm"))
 
     def __call__(
-        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int
+        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int | None
     ) -> Float[Array, "P D"]:
         if self.norm_order == "pre":
             x = x + self.attention(self.attention_norm(x, rows), rows, rope, attend, layer)

@@ -137,12 +137,12 @@ def apply(model: Model, params: dict, batch: Batch) -> tuple[Float[Array, "B S D
     Never logits: objectives own the head. Inside a manual mesh `params` and `batch` are one device's shards.
     """
 
-    def attend(layer, q, k, v):
+    batch = jax.tree.map(jnp.asarray, batch)
+
+    def attend(layer: int | None, q: Array, k: Array, v: Array) -> Array:
         return causal_in_document(q, k, v, batch.segment_ids)
 
-    hidden = merge(model, params)(
-        batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids > 0, attend
-    )
+    hidden = merge(model, params)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids > 0, attend)
     return hidden, {}
 
 

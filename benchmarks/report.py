@@ -1,0 +1,57 @@
+"""What every benchmark here shares: alternating timings, a table, and one JSON shape."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def machine() -> str:
+    """Device, number of them, jax and Python versions."""
+    device = jax.devices()[0]
+    name = device.device_kind if device.platform != "cpu" else f"cpu {platform.machine()}"
+    return f"{name} x{jax.device_count()}, jax {jax.__version__}, Python {platform.python_version()}"
+
+
+def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every call, the functions taking turns so that what else the machine does hits all alike."""
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def row(name: str, seconds: Sequence[float], against: str, baseline: Sequence[float]) -> dict:
+    """One row: the median in milliseconds, and the median over rounds of the ratio to the baseline."""
+    ratio = float(np.median(np.asarray(seconds) / np.asarray(baseline)))
+    return {
+        "name": name,
+        "metric": "time",
+        "value": 1e3 * float(np.median(seconds)),
+        "unit": "ms",
+        "against": against,
+        "ratio": ratio,
+    }
+
+
+def show(title: str, rows: Sequence[dict], path: str | None) -> None:
+    """Prints the table, and writes it as JSON where a path is given."""
+    table = Table(title=f"{title} ({machine()})")
+    for column in ("name", "metric", "value", "unit", "against", "ratio"):
+        table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
+    for r in rows:
+        table.add_row(*(f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in r))
+    Console(width=120).print(table)
+    if path:
+        with open(path, "w") as file:
+            json.dump({"machine": machine(), "rows": list(rows)}, file, indent=1)
