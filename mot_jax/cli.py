@@ -11,8 +11,9 @@ from typing import Literal
 from etils import epath
 
 from mot_jax.config import Run
+from mot_jax.config_text import differences
 from mot_jax.errors import ConfigError, UserError, nearest
-from mot_jax.gin_config import differences, find_config, load_run
+from mot_jax.gin_config import find_config, load_run
 
 DEFAULT_CONFIG = "digits_mot"
 RESUME = ("never", "auto", "must")
@@ -103,14 +104,14 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
         raise ConfigError(f"--run_dir: no run in {arguments.run_dir} (it has no config.gin)")
     saved, _ = load_run([str(file)])
     run, _ = load_run([str(file)], bindings)
-    for part in FIXED:
-        if getattr(run, part) != getattr(saved, part):
-            raise ConfigError(f"{differences(saved, run)[0]}: a finished run keeps its {', '.join(FIXED)}")
+    fixed = {part: getattr(run, part) for part in FIXED}
+    for difference in differences(saved, dataclasses.replace(saved, **fixed)):
+        raise ConfigError(f"{difference}: eval.py leaves a run's {', '.join(FIXED)} as they were")
     return EvalArguments(run, arguments.run_dir, arguments.step)
 
 
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
-    """Calls `function(argv)`; returns the exit code: 2 for a mistake of the user's (one line on stderr), 130 for Ctrl-C."""
+    """Calls `function(argv)`; returns the exit code: 2 for a UserError (one line on stderr), 130 for Ctrl-C."""
     try:
         return function(list(sys.argv[1:] if argv is None else argv)) or 0
     except UserError as error:

@@ -1,14 +1,42 @@
-"""Checks a config value against its field's type, and says what was expected."""
+"""The config classes there are, and checking a value against the type of its field."""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from mot_jax.config import FrozenMapping
+from mot_jax.config import FrozenMapping, Run
 from mot_jax.errors import ConfigError, nearest
 
 _EMPTY = type(None)
+
+
+def config_classes() -> dict[str, type]:
+    """Every config class by full name: those reachable from `Run`'s fields, and all their subclasses."""
+    classes: dict[str, type] = {}
+    queue = [Run]
+    while queue:
+        cls = queue.pop(0)
+        name = full_name(cls)
+        if classes.get(name) is cls:
+            continue
+        classes[name] = cls  # of two classes with one name (a notebook cell run again) the later one
+        queue += [hint for hints in typing.get_type_hints(cls).values() for hint in dataclasses_in(hints)]
+        queue += [sub for sub in cls.__subclasses__() if dataclasses.is_dataclass(sub)]
+    return classes
+
+
+def full_name(cls: type) -> str:
+    """Module and name: what a selector in a config matches the end of."""
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def dataclasses_in(hint: object) -> Iterator[type]:
+    """The config classes inside a type such as `tuple[Block, ...]` or `RopeScaling | None`."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for inner in typing.get_args(hint):
+        yield from dataclasses_in(inner)
 
 
 def check(value: object, hint: object, name: str) -> object:

@@ -7,18 +7,18 @@ keeps a global registry, takes values of any type, ignores unused names, and imp
 import contextlib
 import dataclasses
 import importlib.util  # noqa: F401  (gin 0.5.0 uses it without importing it)
-import itertools
 import re
 import tokenize
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
 from gin import config_parser
 
 from mot_jax.config import Run, check_run
-from mot_jax.config_types import check
+from mot_jax.config_text import run_text
+from mot_jax.config_types import check, config_classes, dataclasses_in, full_name
 from mot_jax.errors import ConfigError, nearest
 
 Scope = tuple[str, ...]
@@ -92,21 +92,6 @@ def load_run(files: Sequence[str] = (), bindings: Sequence[str] = ()) -> tuple[R
     return run, run_text(run)
 
 
-def config_classes() -> dict[str, type]:
-    """Every config class by full name: those reachable from `Run`'s fields, and all their subclasses."""
-    classes: dict[str, type] = {}
-    queue = [Run]
-    while queue:
-        cls = queue.pop(0)
-        name = _full_name(cls)
-        if classes.get(name) is cls:
-            continue
-        classes[name] = cls  # of two classes with one name (a notebook cell run again) the later one
-        queue += [hint for hints in typing.get_type_hints(cls).values() for hint in _dataclasses_in(hints)]
-        queue += [sub for sub in cls.__subclasses__() if dataclasses.is_dataclass(sub)]
-    return classes
-
-
 def configs_directory() -> Path:
     """The configs shipped with the package: beside it in a checkout, inside it in a wheel."""
     inside = Path(__file__).parent / "configs"
@@ -131,47 +116,6 @@ def find_config(name: str, beside: str | None = None, where: str = "") -> str:
         raise ConfigError(f"{where}{name}: expected a file that ends in .gin")
     known = {path.stem for path in shipped.rglob("*.gin") if not path.stem.startswith("_")}
     raise ConfigError(f"{where}no gin file {name!r}{nearest(epath.Path(name).name.removesuffix('.gin'), known)}")
-
-
-def run_text(run: Run) -> str:
-    """Every parameter of a run as gin text; equal runs have the same text."""
-    found: dict[str, list[tuple[str, object]]] = {}  # class name -> [(path, instance)] of distinct instances
-    _collect(run, "", found)
-    lines = ["# Every parameter of one run, defaults included: given as --gin_file it is the same run."]
-    for name, instances in found.items():
-        for path, instance in instances:
-            scope = f"{path}/" if len(instances) > 1 else ""
-            lines.append("")
-            for field in dataclasses.fields(instance):
-                if field.init:
-                    where = f"{type(instance).__name__}.{field.name}"
-                    value = _format(getattr(instance, field.name), where, found)
-                    lines.append(f"{scope}{name}.{field.name} = {value}")
-    return "\n".join(lines) + "\n"
-
-
-def differences(old: Run, new: Run) -> list[str]:
-    """`["Model.dim: 128 became 64"]`: what differs between two runs, by full parameter name."""
-    before, after = (
-        dict(line.split(" = ", 1) for line in run_text(run).splitlines() if " = " in line) for run in (old, new)
-    )
-    absent = "absent"
-    return [
-        f"{name}: {before.get(name, absent)} became {after.get(name, absent)}"
-        for name in dict.fromkeys([*before, *after])
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__name__}"
-
-
-def _dataclasses_in(hint) -> Iterator[type]:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        yield hint
-    for inner in typing.get_args(hint):
-        yield from _dataclasses_in(inner)
 
 
 def _read_file(config: _Config, path: str, including: tuple[str, ...]) -> None:
@@ -242,7 +186,7 @@ def _bind(config: _Config, statement, where: str, raw: str | None = None) -> Non
             f"{where}{cls.__name__} has no field {statement.arg_name!r}{nearest(statement.arg_name, names)}"
         )
     scope = tuple(filter(None, statement.scope.split("/")))
-    config.bindings[scope, _full_name(cls), statement.arg_name] = binding
+    config.bindings[scope, full_name(cls), statement.arg_name] = binding
 
 
 def _lookup(config: _Config, selector: str, where: str) -> type:
@@ -267,7 +211,7 @@ def _build(config: _Config, cls: type, scope: Scope, base: object | None, within
             continue
         name, binding = f"{cls.__name__}.{field.name}", None
         for length in range(len(scope) + 1):
-            key = (scope[:length], _full_name(cls), field.name)
+            key = (scope[:length], full_name(cls), field.name)
             if key in config.bindings:
                 binding = config.bindings[key]
                 config.used.add(key)
@@ -291,7 +235,7 @@ def _checked(value, binding: _Binding, hint, name: str):
     try:
         return check(value, hint, binding.where + name)
     except ConfigError:
-        if binding.raw is not None and not isinstance(value, str):
+        if isinstance(value, int | float) and re.fullmatch(r"\S+", binding.raw or ""):
             with contextlib.suppress(ConfigError):  # a flag such as --gin.Data.path=2024 is a string after all
                 return check(binding.raw, hint, name)
         raise
@@ -331,63 +275,17 @@ def _refuse_unused(config: _Config) -> None:
     for name, binding in config.macros.items():
         if name not in config.used:
             raise ConfigError(f"{binding.where}{name} is set but never used; a value refers to it as %{name}")
-    for (scope, full_name, field), binding in config.bindings.items():
-        if (scope, full_name, field) not in config.used:
-            cls = config.classes[full_name]
+    for (scope, name, field), binding in config.bindings.items():
+        if (scope, name, field) not in config.used:
+            cls = config.classes[name]
             reference = "/".join((*scope, cls.__name__))
             holders = [
                 f"{owner.__name__}.{name}"
                 for owner in config.classes.values()
                 for name, hint in typing.get_type_hints(owner).items()
-                if any(issubclass(cls, held) for held in _dataclasses_in(hint))
+                if any(issubclass(cls, held) for held in dataclasses_in(hint))
             ]
             place = f", such as {holders[0]}" if holders else ""
             raise ConfigError(
                 f"{binding.where}{reference}.{field} is set but never used; no value{place}, refers to @{reference}()"
             )
-
-
-def _collect(value, path: str, found: dict) -> None:
-    """Fills `found` with the distinct config instances of each class, in the order of the fields."""
-    if dataclasses.is_dataclass(value):
-        instances = found.setdefault(_short_name(type(value)), [])
-        if all(value != other for _, other in instances):
-            instances.append((path or "run", value))
-            for field in dataclasses.fields(value):
-                _collect(getattr(value, field.name), f"{path}_{field.name}".lstrip("_"), found)
-    elif isinstance(value, Mapping | tuple | list):
-        items = [value[key] for key in sorted(value)] if isinstance(value, Mapping) else value
-        for index, item in enumerate(items):
-            _collect(item, f"{path}_{index}", found)
-
-
-def _short_name(cls: type) -> str:
-    """As little of the class's full name as tells it from the other config classes."""
-    parts = _full_name(cls).split(".")
-    others = [f".{name}" for name in config_classes() if name != _full_name(cls)]
-    for selector in itertools.accumulate(reversed(parts), lambda tail, part: f"{part}.{tail}"):
-        if not any(other.endswith(f".{selector}") for other in others):
-            return selector
-    return _full_name(cls)
-
-
-def _format(value, where: str, found: dict) -> str:
-    if dataclasses.is_dataclass(value):
-        name = _short_name(type(value))
-        instances = found[name]
-        path = next(path for path, other in instances if other == value)
-        return f"@{path}/{name}()" if len(instances) > 1 else f"@{name}()"
-    if value is None or isinstance(value, bool | int | str):
-        return repr(value)
-    if isinstance(value, float) and value == value:
-        return repr(value).replace("inf", "1e999")  # gin reads literals only
-    if isinstance(value, tuple):
-        items = [_format(item, where, found) for item in value]
-        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-    if isinstance(value, list):
-        return f"[{', '.join(_format(item, where, found) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_format(value[key], where, found)}' for key in sorted(value))}}}"
-    raise ConfigError(
-        f"{where}: {value!r} cannot be written to a config; use numbers, strings, tuples or config classes"
-    )
