@@ -5,8 +5,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Bool, Int32
 
+from mot_jax.batch import Array
 from mot_jax.vocabulary import Vocabulary
 
 UNLIMITED = np.iinfo(np.int32).max
@@ -23,17 +24,17 @@ class Grammar:
     min_codes  int32[M]  a span's least number of codes
     max_codes  int32[M]  and its greatest
     eos, pad   int32[]   the tokens that end a document and that fill finished rows
-    single     bool[]    end with the first span: at its end marker, or for text at any marker
+    single     bool[]    end with the first span: at its end marker, or for text, once there is some, at any marker
     """
 
-    owner: jax.Array
-    opens: jax.Array
-    closes: jax.Array
-    min_codes: jax.Array
-    max_codes: jax.Array
-    eos: jax.Array
-    pad: jax.Array
-    single: jax.Array
+    owner: Array
+    opens: Array
+    closes: Array
+    min_codes: Array
+    max_codes: Array
+    eos: Array
+    pad: Array
+    single: Array
 
 
 @jax.tree_util.register_dataclass
@@ -41,9 +42,9 @@ class Grammar:
 class State:
     """Where each of B rows stands: the modality being written, its codes so far, and whether the row is finished."""
 
-    mode: jax.Array  # int32[B]
-    used: jax.Array  # int32[B]
-    done: jax.Array  # bool[B]
+    mode: Array  # int32[B]
+    used: Array  # int32[B]
+    done: Array  # bool[B]
 
 
 def make_grammar(vocabulary: Vocabulary, vocab_size: int, *, max_tokens: int, single: bool) -> Grammar:
@@ -90,10 +91,11 @@ def legal(grammar: Grammar, state: State, positions_left: Int32[Array, "B"]) -> 
     code = (grammar.owner == mode) & another[:, None]
     whole = grammar.min_codes[grammar.opens] + 2
     fits = grammar.single | (positions_left[:, None] >= whole)
-    opening = in_text & (grammar.opens >= 0) & fits
-    enough = state.used >= grammar.min_codes[state.mode]
-    closing = (grammar.closes == mode) & enough[:, None]
-    allowed = code | opening | closing | (in_text & (token == grammar.eos))
+    enough = (state.used >= grammar.min_codes[state.mode])[:, None]
+    leaving = in_text & (~grammar.single | enough)  # whoever asks for text gets some
+    opening = leaving & (grammar.opens >= 0) & fits
+    closing = (grammar.closes == mode) & enough
+    allowed = code | opening | closing | (leaving & (token == grammar.eos))
     return jnp.where(state.done[:, None], token == grammar.pad, allowed)
 
 

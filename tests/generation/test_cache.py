@@ -13,14 +13,31 @@ from mot_jax.nn import transformer
 ALL = ("attention", "feed_forward", "norm")
 MODELS = {
     "dense": {},
-    "dense pre-norm": {"norm_order": "pre", "qk_norm": "none", "qkv_bias": True, "tied_head": True},
-    "grouped-query": {"num_kv_heads": 2, "head_dim": 12},
+    "dense grouped-query pre-norm": {
+        "num_kv_heads": 2,
+        "head_dim": 12,
+        "norm_order": "pre",
+        "qk_norm": "none",
+        "qkv_bias": True,
+        "tied_head": True,
+    },
     "MoT": {"untied": ALL},
     "MoT grouped-query pre-norm": {"untied": ALL, "num_kv_heads": 1, "norm_order": "pre", "norm": "layer"},
-    "MoT shared groups": {"untied": ("feed_forward",), "groups": FrozenMapping(speech="text"), "scan_layers": True},
+    "feed-forward of two groups, scanned": {
+        "untied": ("feed_forward",),
+        "groups": FrozenMapping(speech="text"),
+        "scan_layers": True,
+    },
 }
 LENGTHS = np.array([7, 1, 4, 0, 10])
 STEPS = 5
+
+
+def random_params(model):
+    """Random everywhere, the norms' gains and the biases too."""
+    generator = np.random.default_rng(0)
+    draw = lambda leaf: generator.normal(size=leaf.shape, scale=leaf.shape[-1] ** -0.5).astype(np.float32)  # noqa: E731
+    return jax.tree.map(jnp.asarray, jax.tree.map(draw, transformer.abstract(model)))
 
 
 def uncached(model, params, tokens, modality_ids, lengths):
@@ -36,8 +53,7 @@ def uncached(model, params, tokens, modality_ids, lengths):
 def test_cached_equals_uncached(name):
     settings = {"dim": 32, "num_layers": 2, "num_heads": 4, "ffn_dim": 48, "dtype": "float32", **MODELS[name]}
     model = resolve(Model(**settings), ("text", "image", "speech"), 40)
-    params = transformer.init(model, jax.random.key(0))
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    params = random_params(model)
     generator = np.random.default_rng(0)
     total = LENGTHS.max() + STEPS
     tokens = generator.integers(0, 40, (len(LENGTHS), total)).astype(jnp.int32)

@@ -117,7 +117,7 @@ def test_fixed_spans_are_exact_and_variable_spans_close_by_choice_or_by_force():
 
 def test_single_text_stops_at_any_marker_and_single_spans_when_they_close():
     for row in walk(CHAMELEON, [12] * 50, single=True):
-        assert set(row) <= set(CHAMELEON.code_tokens("text"))
+        assert row and set(row) <= set(CHAMELEON.code_tokens("text"))
     for row in walk(CHAMELEON, [30] * 20, single=True, mode=1):
         assert len(row) == 4 and set(row) <= set(CHAMELEON.code_tokens("image"))
     lengths = {len(row) for row in walk(CHAMELEON, [30] * 60, single=True, mode=2)}
