@@ -52,7 +52,9 @@ class Model:
     num_kv_heads: int | None = None  # None: num_heads
     head_dim: int | None = None  # None: dim / num_heads
     ffn_dim: int | None = None  # None: 8/3 dim, rounded up to a multiple of 256
-    plan: tuple[tuple[int, tuple[Block, ...]], ...] | None = None  # (repeat, blocks) runs; None: num_layers plain blocks
+    plan: tuple[tuple[int, tuple[Block, ...]], ...] | None = (
+        None  # (repeat, blocks) runs; None: num_layers plain blocks
+    )
     untied: tuple[Part, ...] = ()
     groups: Mapping[str, str] = FrozenMapping()  # modality -> the modality whose weights it shares
     norm: Literal["rms", "layer"] = "rms"
@@ -245,7 +247,7 @@ def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model
 
 
 def check_model(model: Model) -> None:
-    """Raises ConfigError where a resolved model's numbers cannot go together."""
+    """Raises ConfigError where a model's numbers cannot go together; names too, once its modalities are known."""
     if model.head_dim is None and model.dim % model.num_heads:
         raise ConfigError(f"Model.num_heads: {model.num_heads} heads do not divide Model.dim = {model.dim}")
     num_heads, kv_heads, head_dim = heads(model)
@@ -257,40 +259,39 @@ def check_model(model: Model) -> None:
         raise ConfigError("Model.plan: has no layers")
     for modality, owner in model.groups.items():
         for name in (modality, owner):
-            if name not in model.modalities:
+            if model.modalities is not None and name not in model.modalities:
                 raise ConfigError(f"Model.groups: no modality {name!r}{nearest(name, model.modalities)}")
+
+
+AT_LEAST_ONE = (
+    *("Model.dim", "Model.num_layers", "Model.num_heads", "Model.num_kv_heads", "Model.head_dim", "Model.ffn_dim"),
+    *("Model.vocab_size", "Data.sequence_length", "Data.global_batch_size", "Data.shards", "Data.packing_bins"),
+    *("Train.accumulation", "Train.max_bad_steps", "Train.keep_checkpoints", "Eval.batches", "Eval.prompts"),
+    *("Sample.max_tokens", "Sample.prompts"),
+)
+AT_LEAST_ZERO = (
+    *("Data.reader_threads", "Data.prefetch", "Data.seed", "Optimizer.learning_rate", "Optimizer.warmup_steps"),
+    *("Optimizer.final_fraction", "Optimizer.epsilon", "Optimizer.weight_decay", "Optimizer.clip_norm", "Train.steps"),
+    *("Train.seed", "Train.z_loss", "Train.log_every", "Train.checkpoint_every", "Train.eval_every"),
+    *("Train.sample_every", "Sample.temperature", "Sample.top_k", "Eval.seed"),
+)
 
 
 def check_run(run: Run) -> None:
     """Raises ConfigError for values that no data set could make sense of."""
-    data, train = run.data, run.train
-    for name, value in (
-        ("Data.sequence_length", data.sequence_length),
-        ("Data.global_batch_size", data.global_batch_size),
-        ("Data.shards", data.shards),
-        ("Data.packing_bins", data.packing_bins),
-        ("Train.accumulation", train.accumulation),
-        ("Train.max_bad_steps", train.max_bad_steps),
-        ("Model.dim", run.model.dim),
-        ("Model.num_heads", run.model.num_heads),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {value}")
-    for name, value in (
-        ("Train.steps", train.steps),
-        ("Train.log_every", train.log_every),
-        ("Train.checkpoint_every", train.checkpoint_every),
-        ("Train.eval_every", train.eval_every),
-        ("Train.sample_every", train.sample_every),
-        ("Optimizer.learning_rate", run.optimizer.learning_rate),
-        ("Optimizer.clip_norm", run.optimizer.clip_norm),
-        ("Sample.temperature", run.sample.temperature),
-    ):
-        if value < 0 or not math.isfinite(value):
-            raise ConfigError(f"{name}: expected 0 or more, got {value}")
-    for name, value, divisor in (
-        ("Data.shards", data.shards, "rows"),
-        ("Train.accumulation", train.accumulation, "microbatches"),
-    ):
-        if data.global_batch_size % value:
-            raise ConfigError(f"{name}: {value} do not divide Data.global_batch_size = {data.global_batch_size} {divisor}")
+    for least, names in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
+        for name in names:
+            part, field = name.split(".")
+            value = getattr(getattr(run, part.lower()), field)
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise ConfigError(f"{name}: expected a number that is at least {least}, got {value}")
+    if not 0 < run.sample.top_p <= 1:
+        raise ConfigError(f"Sample.top_p: expected more than 0 and at most 1, got {run.sample.top_p}")
+    for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")
+    rows = run.data.global_batch_size
+    for name, value in (("Data.shards", run.data.shards), ("Train.accumulation", run.train.accumulation)):
+        if rows % value:
+            raise ConfigError(f"{name}: {value} does not divide the {rows} rows of Data.global_batch_size")
+    check_model(run.model)

@@ -1,0 +1,29 @@
+"""The public face: every name loads, and importing the package stays light."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mot_jax
+
+
+@pytest.mark.parametrize("name", mot_jax.__all__)
+def test_every_public_name_loads(name):
+    assert getattr(mot_jax, name) is not None
+    assert name in dir(mot_jax)
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Modle'"):
+        mot_jax.Modle  # noqa: B018
+
+
+def test_light_modules_stay_light():
+    code = (
+        "import sys, mot_jax, mot_jax.config, mot_jax.errors, mot_jax.vocabulary, mot_jax.documents, mot_jax.cli\n"
+        "mot_jax.Run(); mot_jax.Span; mot_jax.Codec\n"
+        "print(*{'jax', 'flax', 'orbax', 'grain', 'matplotlib', 'rich', 'tensorboardX'} & set(sys.modules))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == ""
