@@ -23,6 +23,8 @@ class _Pieces:
     def __init__(self, documents: Documents, vocabulary: Vocabulary, row_length: int, split: str):
         self._documents, self._vocabulary = documents, vocabulary
         self._row_length, self._split = row_length, split
+        if len(documents):
+            documents[0]  # decodes a small split now, not once in every reading thread
 
     def __len__(self) -> int:
         return len(self._documents)

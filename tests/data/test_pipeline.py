@@ -10,6 +10,7 @@ import pytest
 
 from mot_jax.config import Data
 from mot_jax.data import dataset as dataset_module
+from mot_jax.data.dataset import open_dataset
 from mot_jax.data.pipeline import (
     Prefetch,
     check_same_stream,
@@ -139,6 +140,16 @@ def test_data_that_never_fits_is_an_error_and_no_endless_loop(write):
     dataset = write(train=[(Span("speech", np.zeros(20, np.int32)),)] * 3)
     with pytest.raises(DataError, match=r"no document fits Data.sequence_length = 12"):
         next(train_stream(dataset, Data(sequence_length=12), 0))
+
+
+def test_a_code_outside_its_range_is_named_with_its_document(write):
+    image = (Span("image", np.arange(294, 300)),)
+    directory = write(train=[(Span("text", np.arange(3)),), image]).directory
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["vocabulary"]["modalities"][1]["ranges"][0][1] = 297
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"train: document 1: image: code 297 is outside its range 0\.\.296"):
+        take(train_stream(open_dataset(directory), Data(sequence_length=12), 0), 9)
 
 
 @pytest.mark.parametrize(
