@@ -105,8 +105,8 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
     saved, _ = load_run([str(file)])
     run, _ = load_run([str(file)], bindings)
     fixed = {part: getattr(run, part) for part in FIXED}
-    for difference in differences(saved, dataclasses.replace(saved, **fixed)):
-        raise ConfigError(f"{difference}: eval.py leaves a run's {', '.join(FIXED)} as they were")
+    if changed := differences(saved, dataclasses.replace(saved, **fixed)):
+        raise ConfigError(f"{changed[0]}: eval.py leaves a run's {', '.join(FIXED)} as they were")
     return EvalArguments(run, arguments.run_dir, arguments.step)
 
 
@@ -162,8 +162,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses flags, imports the user's modules, and collects bindings in the order given."""
-    known, bindings = [], []
-    rest = list(argv)
+    known, rest = [], list(argv)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--gin."):
