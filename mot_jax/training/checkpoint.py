@@ -1,6 +1,7 @@
 """Checkpoints of a run: parameters, optimizer, data state and what they belong to, one directory a step."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mot_jax.errors import CheckpointError
+from mot_jax.errors import CheckpointError, UserError
 from mot_jax.training.checksum import checksums, path_name
 
 FORMAT = 1
@@ -40,14 +41,19 @@ class Checkpoints:
         self._report = report or (lambda line: print(line, file=sys.stderr))
         if keep is None and not self.directory.exists():
             raise CheckpointError(f"{self.directory}: no checkpoints here")
+        self._keep = keep
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made on first use, so a writer leaves no trace before it writes."""
         options = (
             ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
-            if keep is None
-            else ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+            if self._keep is None
+            else ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True, cleanup_tmp_directories=True)
         )
         # Orbax wants an absolute path; gs:// stays as it is.
-        path = self.directory if "://" in str(directory) else self.directory.resolve()
-        self._manager = ocp.CheckpointManager(path, options=options)
+        path = self.directory if "://" in str(self.directory) else self.directory.resolve()
+        return ocp.CheckpointManager(path, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -57,7 +63,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for a save in progress."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, oldest first."""
@@ -85,8 +92,13 @@ class Checkpoints:
         if wait:
             self._manager.wait_until_finished()
 
-    def restore(self, abstract_state, step: int | None = None) -> Restored:
+    def restore(
+        self, abstract_state, step: int | None = None, check: Callable[[dict], None] = lambda meta: None
+    ) -> Restored:
         """The state of a step (default: the newest that loads), on the shardings of `abstract_state`.
+
+        Args:
+          check: sees `meta` before arrays are read; the UserError it raises is the answer, no older step is tried.
 
         Raises:
           CheckpointError: nothing loads, or the stored shapes are another model's; names the parameter and both shapes.
@@ -94,6 +106,7 @@ class Checkpoints:
 
         def load(step: int) -> Restored:
             meta = self._meta(step)
+            check(meta)
             items = dict(zip(("params", "opt"), _items(abstract_state), strict=True))
             restored = self._arrays(step, meta, items)
             data_state = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
@@ -128,7 +141,7 @@ class Checkpoints:
         for candidate in reversed(steps):
             try:
                 return load(candidate)
-            except CheckpointError:
+            except UserError:
                 raise
             except Exception as error:  # whatever a damaged file makes the libraries raise
                 reason = f"{self.directory}: checkpoint {candidate} is damaged ({_first_line(error)})"

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
+from typing import SupportsFloat
 
-Values = dict[str, tuple[float, float]]  # name -> (sum, count)
+Values = Mapping[str, tuple[SupportsFloat, SupportsFloat]]  # name -> (sum, count)
 
 EACH_STEP = ("bad_steps",)  # steers the loop, is no average
 
@@ -17,7 +19,7 @@ class Window:
 
     def add(self, values: Values) -> None:
         """One step's metrics; of a step that was skipped only the fact is kept, its values are not finite."""
-        skipped = values.get("skipped", (0.0, 1.0))[0] > 0
+        skipped = float(values.get("skipped", (0, 1))[0]) > 0
         for name, (total, count) in values.items():
             if name in EACH_STEP or (skipped and name != "skipped" and not name.startswith("modality_tokens/")):
                 continue

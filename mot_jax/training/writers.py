@@ -37,7 +37,10 @@ class MetricsFile:
         self._file.write(json.dumps(json_ready(line)) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._file.close()
 
 
@@ -64,6 +67,9 @@ class TensorBoard:
             if name not in ("step", "split") and value is not None:
                 self._writers[split].add_scalar(name, value, line["step"])
 
-    def close(self) -> None:
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *_) -> None:
         for writer in self._writers.values():
             writer.close()

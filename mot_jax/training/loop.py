@@ -1,0 +1,157 @@
+"""Training, whole: from a run's config to its directory."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from rich.console import Console
+
+from mot_jax import config
+from mot_jax.config import Run
+from mot_jax.data.cache import ensure_dataset
+from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
+from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream
+from mot_jax.data.prefetch import Prefetch
+from mot_jax.parallel.mesh import make_mesh
+from mot_jax.training import flops, run_directory
+from mot_jax.training.checkpoint import Checkpoints
+from mot_jax.training.curves import draw_losses
+from mot_jax.training.init_from import init_from
+from mot_jax.training.interruption import interruption
+from mot_jax.training.optimizer import make_optimizer
+from mot_jax.training.progress import TrainProgress, duration_text, preparation, say
+from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
+from mot_jax.training.step import make_loss_eval, make_train_step
+from mot_jax.training.steps import Job, Loop, Start, digests
+from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
+
+
+def train(
+    run: Run,
+    run_dir: epath.PathLike | None,
+    resume: Literal["never", "auto", "must"],
+    config_text: str,
+    name: str = "run",
+) -> int:
+    """Trains `run` in `run_dir` (None: `runs/<name>-<time>`) and returns the exit code.
+
+    Args:
+      resume: "never" refuses a directory that holds a run, "auto" continues one where there is a checkpoint, "must"
+        wants one.
+      config_text: the operative config of `run`; written into the directory and every checkpoint.
+
+    Returns:
+      0, or 130 and 143 when Ctrl-C or SIGTERM ended the run early, its state saved.
+
+    Raises:
+      UserError: a config, directory, data set or checkpoint that does not fit; too many non-finite steps in a row.
+    """
+    console = Console()
+    note = functools.partial(say, console)
+    directory, continues = run_directory.choose_directory(run_dir, name, resume, run)
+    with preparation(console) as report:
+        place = ensure_dataset(run.data, report)
+    # What the cache returns was verified there.
+    dataset = open_dataset(place, verify=run.data.verify and run.data.path is not None)
+    vocabulary = dataset.vocabulary
+    run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
+    mesh = make_mesh(run.parallel)
+    tx, schedule = make_optimizer(run.optimizer, run.train.steps)
+    train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
+    stream = train_stream(dataset, run.data, run.train.seed)
+    fingerprint = stream_fingerprint(dataset, run.data, run.train.seed)
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
+        )
+        if continues:
+            start = _restored(checkpoints, abstract_state(run.model, tx, mesh), fingerprint)
+            stream.restore(start.data_state)
+        else:
+            start = Start(_initial_state(run, tx, mesh, dataset, note), stream.state())
+        # Everything that can be refused has been: only now is anything written.
+        run_directory.write_config(directory, config_text)
+        copy_artifacts(place, directory / run_directory.ARTIFACTS)
+        _introduce(run, directory, start.step if continues else None, note)
+        evaluates, draws = _shows(dataset, note)
+        metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
+        board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
+        batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
+        progress = stack.enter_context(TrainProgress(run.train.steps, start.step, console))
+        caught = stack.enter_context(interruption())
+        job = Job(
+            run=run,
+            config_text=config_text,
+            directory=directory,
+            dataset=dataset,
+            fingerprint=fingerprint,
+            mesh=mesh,
+            train_step=train_step,
+            loss_eval=loss_eval,
+            schedule=schedule,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            board=board,
+            progress=progress,
+            evaluates=evaluates,
+            draws=evaluates and draws,
+        )
+        loop = Loop(job, batches, start)
+        began = time.perf_counter()
+        stopped = loop.run(caught)
+        took = duration_text(time.perf_counter() - began)
+    if draws:
+        draw_losses(read_metrics(directory / run_directory.METRICS), directory / run_directory.LOSSES)
+    if stopped:
+        saved = f"saved; --run_dir {directory} --resume=auto goes on" if run.train.checkpoint_every else "nothing saved"
+        note(f"stopped by {signal.Signals(caught.signal).name} after step {loop.step}, {saved}")
+        return 128 + caught.signal
+    note(f"done: step {loop.step} after {took}, everything in {os.fspath(directory)}")
+    return 0
+
+
+def _restored(checkpoints: Checkpoints, state: TrainState, fingerprint: str) -> Start:
+    """Where the newest checkpoint that loads left off; refuses one of other data."""
+    restored = checkpoints.restore(state, check=lambda meta: check_same_stream(meta["data"], fingerprint))
+    return Start(restored.state, restored.data_state, restored.step, restored.meta["window"])
+
+
+def _initial_state(run: Run, tx, mesh: Mesh, dataset: Dataset, note: Callable[[str], None]) -> TrainState:
+    """A new state, its parameters random or another run's."""
+    if run.train.init_from is None:
+        return init_state(run.model, tx, mesh, run.train.seed)
+    params, step, meta = init_from(run.train.init_from, run.model, mesh)
+    note(f"parameters of {run.train.init_from}, step {step}")
+    if meta["artifacts"] != digests(dataset):
+        note(f"{run.train.init_from} has other codecs than this data: its token ids may mean other things")
+    make = jax.jit(lambda params: fresh_state(params, tx), out_shardings=state_shardings(run.model, tx, mesh))
+    return make(params)
+
+
+def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
+    """(whether there is held-out data to look at, whether there is something to draw with); says what is missing."""
+    held_out = "validation" in dataset.manifest["splits"]
+    if not held_out:
+        note("no split `validation` in the data: no held-out losses, no sample pictures")
+    drawing = importlib.util.find_spec("matplotlib") is not None
+    if not drawing:
+        note("no pictures: matplotlib is not installed (the extra `logging` has it)")
+    return held_out, drawing
+
+
+def _introduce(run: Run, directory: epath.Path, resumed: int | None, note: Callable[[str], None]) -> None:
+    stored, activated = flops.count_parameters(run.model)
+    note(f"run directory: {os.fspath(directory)}" + ("" if resumed is None else f", from step {resumed}"))
+    note(f"parameters: {stored:,} stored, {activated:,} activated by a token")
+    tokens = run.data.global_batch_size * run.data.sequence_length
+    note(f"data: {', '.join(run.model.modalities)}; {tokens:,} tokens a step, {run.train.steps} steps")

@@ -1,0 +1,114 @@
+"""The directory of a run: where it is, whether it holds one already, and whether a config may go on with it."""
+
+import dataclasses
+import itertools
+import time
+from typing import Literal
+
+from etils import epath
+
+from mot_jax.config import Run
+from mot_jax.errors import CheckpointError, ConfigError, UserError
+from mot_jax.gin_config import load_run
+
+CONFIG = "config.gin"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+ARTIFACTS = "artifacts"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
+LOSSES = "losses.png"
+
+# What a resumed run may change: its length and intervals, where it runs and how it fits there, how it is looked at.
+# Where the data lie may change too: the fingerprint of the data decides whether they are the same.
+FREE = frozenset(
+    (
+        *("Train.steps", "Train.log_every", "Train.checkpoint_every", "Train.eval_every", "Train.sample_every"),
+        *("Train.keep_checkpoints", "Train.max_bad_steps", "Train.init_from", "Train.accumulation"),
+        *("Data.path", "Data.cache_dir", "Data.reader_threads", "Data.prefetch", "Data.verify"),
+        *("Model.remat", "Model.scan_layers", "Parallel", "Sample", "Eval"),
+    )
+)
+
+
+def holds_run(directory: epath.Path) -> bool:
+    """Whether anything of a run is there."""
+    return any((directory / name).exists() for name in (CONFIG, METRICS, CHECKPOINTS, ARTIFACTS))
+
+
+def has_checkpoint(directory: epath.Path) -> bool:
+    """Whether a checkpoint was ever finished there; half-written ones have another name."""
+    place = directory / CHECKPOINTS
+    return place.exists() and any(path.name.isdigit() for path in place.iterdir())
+
+
+def choose_directory(
+    run_dir: epath.PathLike | None, name: str, resume: Literal["never", "auto", "must"], run: Run
+) -> tuple[epath.Path, bool]:
+    """(directory, whether to continue from its newest checkpoint); nothing is written.
+
+    Args:
+      run_dir: None takes `runs/<name>-<time>`.
+      run: as configured, its model not resolved.
+
+    Raises:
+      UserError: the directory holds a run and `resume` is "never", or has no checkpoint and it is "must".
+      ConfigError: its run has another config; names the first parameter that differs.
+    """
+    if run_dir is None:
+        return _unused_directory(name), False
+    directory = epath.Path(run_dir)
+    if resume == "never":
+        if holds_run(directory):
+            raise UserError(f"{directory}: holds a run; --resume=auto goes on with it, another --run_dir keeps both")
+        return directory, False
+    continues = has_checkpoint(directory)
+    if resume == "must" and not continues:
+        raise CheckpointError(f"{directory}: --resume=must, but there is no checkpoint in {directory / CHECKPOINTS}")
+    if holds_run(directory):
+        check_same_config(directory / CONFIG, run)
+    return directory, continues
+
+
+def check_same_config(file: epath.Path, run: Run) -> None:
+    """Raises ConfigError naming the first parameter, other than the FREE ones, in which a run differs from a file."""
+    if not file.exists():
+        raise ConfigError(f"{file}: is missing, so this run's config cannot be compared with what is there")
+    before, _ = load_run([str(file)])
+    if difference := first_difference(before, run):
+        name, old, new = difference
+        raise ConfigError(f"{name}: the run in {file.parent} has {old!r}, got {new!r}; a resumed run cannot change it")
+
+
+def first_difference(before: Run, after: Run) -> tuple[str, object, object] | None:
+    """(parameter, its value before, its value after) of the first difference that is not FREE."""
+    for part in dataclasses.fields(Run):
+        old, new = getattr(before, part.name), getattr(after, part.name)
+        owner = type(new).__name__
+        if owner in FREE:
+            continue
+        for field in dataclasses.fields(new):
+            name = f"{owner}.{field.name}"
+            values = getattr(old, field.name), getattr(new, field.name)
+            if name not in FREE and values[0] != values[1]:
+                return name, *values
+    return None
+
+
+def _unused_directory(name: str) -> epath.Path:
+    base = epath.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = itertools.chain([base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2)))
+    return next(directory for directory in candidates if not directory.exists())
+
+
+def write_config(directory: epath.Path, text: str) -> None:
+    """Makes the directory and writes its config, before anything else and whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{CONFIG}.partial"
+    partial.write_text(text)
+    partial.replace(directory / CONFIG)
+
+
+def sample_path(directory: epath.Path, step: int) -> epath.Path:
+    """The sample picture of a step."""
+    return directory / SAMPLES / f"step_{step:06}.png"

@@ -1,0 +1,229 @@
+"""The steps of a run, and what is done between them: lines of metrics, checkpoints, held-out losses, pictures."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from mot_jax.config import Run
+from mot_jax.data.dataset import Dataset
+from mot_jax.data.pipeline import evaluation_batches
+from mot_jax.data.prefetch import Prefetch
+from mot_jax.errors import UserError
+from mot_jax.parallel.mesh import batch_sharding
+from mot_jax.training import flops
+from mot_jax.training.checkpoint import Checkpoints
+from mot_jax.training.interruption import Interruption
+from mot_jax.training.metrics import Clock, Window, tokens_of
+from mot_jax.training.progress import TrainProgress
+from mot_jax.training.run_directory import sample_path
+from mot_jax.training.state import TrainState
+from mot_jax.training.writers import MetricsFile, TensorBoard
+
+FIRST_PICTURE = 100  # a picture shows by this step, whatever the interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that stays the same while a run trains. `run.model` is resolved."""
+
+    run: Run
+    config_text: str
+    directory: epath.Path
+    dataset: Dataset
+    fingerprint: str
+    mesh: Mesh
+    train_step: Callable
+    loss_eval: Callable
+    schedule: Callable
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    board: TensorBoard
+    progress: TrainProgress
+    evaluates: bool
+    draws: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on: the state after `step`, the data's, and the sums of an unfinished window."""
+
+    state: TrainState
+    data_state: dict
+    step: int = 0
+    window: dict = dataclasses.field(default_factory=dict)
+
+
+def digests(dataset: Dataset) -> dict[str, str]:
+    """What tells a data set's codecs from others, by modality."""
+    return {name: codec["digest"] for name, codec in dataset.manifest["codecs"].items()}
+
+
+class Loop:
+    """The steps of a job and what is done between them.
+
+    Values of a step are fetched while the next one runs, so the device never waits for the host to look at them.
+    """
+
+    def __init__(self, job: Job, batches: Prefetch, start: Start):
+        self.job, self.batches = job, batches
+        self.state, self.data_state, self.step = start.state, start.data_state, start.step
+        self.window, self.clock = Window(start.window), Clock()
+        self.skipped = int(start.state.skipped)
+        self._pending: tuple[int, Any] | None = None
+        self._saved = start.step or None
+        model, data = job.run.model, job.run.data
+        self._flops = flops.train_flops_per_token(model, data.sequence_length)
+        self._peak = flops.peak_flops(job.mesh.devices.flat)
+        self._rows = batch_sharding(job.mesh)
+
+    def run(self, caught: Interruption) -> bool:
+        """Steps until the last one, or the end of the one during which a signal came; whether that was so."""
+        first, last = self.step, self.job.run.train.steps
+        self._between(again=True)
+        while self.step < last:
+            waited = self.batches.waited
+            batch, self.data_state = next(self.batches)
+            self.clock.wait(self.batches.waited - waited)
+            self.state, metrics = self.job.train_step(self.state, jax.device_put(batch, self._rows))
+            self._record()
+            self.step += 1
+            self._pending = self.step, metrics
+            stopping, compiled = caught.signal is not None, self.step == first + 1
+            if stopping or compiled or self._due():
+                self._record()
+                self.clock.stop()
+                if stopping:
+                    self._checkpoint()
+                    return True
+                self._between()
+                self.clock.start()
+        return False
+
+    def _record(self) -> None:
+        """Takes in the values of the step that waits for it, and writes a line where one is due."""
+        if self._pending is None:
+            return
+        step, values = self._pending[0], jax.device_get(self._pending[1])
+        self._pending = None
+        train = self.job.run.train
+        self.clock.step(tokens_of(values))
+        self.window.add(values)
+        self.skipped += int(values["skipped"][0])
+        self.job.progress.stepped(step)
+        if values["bad_steps"][0] >= train.max_bad_steps:
+            saved = f"the newest checkpoint is of step {self._saved}" if self._saved else "there is no checkpoint"
+            raise UserError(
+                f"Train.max_bad_steps: loss or gradient was not finite {train.max_bad_steps} steps in a row, the last "
+                f"one {step}; {saved}; a lower Optimizer.learning_rate or longer Optimizer.warmup_steps may help"
+            )
+        if train.log_every and step % train.log_every == 0:
+            self._log(step)
+
+    def _log(self, step: int) -> None:
+        means = self.window.means()
+        line = {
+            "step": step,
+            "split": "train",
+            **self._by_modality("loss", means),
+            **self.clock.line(self._flops, self._peak),
+            **self._by_modality("modality_tokens", means),
+            "learning_rate": float(self.job.schedule(max(step - 1 - self.skipped, 0))),
+            "grad_norm": means.get("grad_norm"),
+            "skipped": self.skipped,
+        }
+        self._write(line)
+        self.job.progress.train(line)
+        self.window, self.clock = Window(), Clock(started=self.clock.started)
+
+    def _by_modality(self, name: str, means: dict) -> dict:
+        """The value over all, if there is one, and each modality's, in the order of the modalities."""
+        names = [name, *(f"{name}/{modality}" for modality in self.job.run.model.modalities)]
+        return {name: means[name] for name in names if name in means}
+
+    def _write(self, line: dict) -> None:
+        self.job.metrics.write(line)
+        self.job.board.write(line)
+
+    def _due(self) -> bool:
+        train = self.job.run.train
+        return self._is_due(train.checkpoint_every) or self._is_due(train.eval_every) or self._draws_now()
+
+    def _is_due(self, every: int) -> bool:
+        """At multiples of the interval and at the end; an interval of 0 turns the work off."""
+        at_end = self.step == self.job.run.train.steps
+        return every > 0 and (at_end or (self.step > 0 and self.step % every == 0))
+
+    def _draws_now(self) -> bool:
+        every = self.job.run.train.sample_every
+        return self.job.draws and (self._is_due(every) or (every > 0 and self.step == min(FIRST_PICTURE, every)))
+
+    def _between(self, again: bool = False) -> None:
+        """What is due after this step. The checkpoint comes first: what follows it is made again by a resumed run.
+
+        Args:
+          again: the step was reached by a restore, so some of it may be there already.
+        """
+        job = self.job
+        if self._is_due(job.run.train.checkpoint_every):
+            self._checkpoint()
+        if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_evaluated()):
+            self._evaluate()
+        path = sample_path(job.directory, self.step)
+        if self._draws_now() and not (again and path.exists()):
+            self._draw(path)
+
+    def _checkpoint(self) -> None:
+        if self.step == self._saved or not self.job.run.train.checkpoint_every:
+            return
+        meta = {
+            "config": self.job.config_text,
+            "data": self.job.fingerprint,
+            "artifacts": digests(self.job.dataset),
+            "window": self.window.sums,
+        }
+        self.job.checkpoints.save(self.step, self.state, self.data_state, meta)
+        self._saved = self.step
+
+    def _is_evaluated(self) -> bool:
+        return any(line["split"] == "validation" and line["step"] == self.step for line in self.job.metrics.kept)
+
+    def _evaluate(self) -> None:
+        job = self.job
+        batches = evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches)
+        window = Window()
+        for values in jax.device_get(
+            [job.loss_eval(self.state.params, jax.device_put(batch, self._rows)) for batch in batches]
+        ):
+            window.add(values)
+        if window.sums:
+            line = {"step": self.step, "split": "validation", **self._by_modality("loss", window.means())}
+            self._write(line)
+            job.progress.validation(line)
+
+    def _draw(self, path: epath.Path) -> None:
+        from mot_jax.evaluation.pictures import sample_picture
+
+        job = self.job
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn = sample_picture(
+            job.run.model,
+            self.state.params,
+            job.dataset.vocabulary,
+            self._codecs,
+            job.dataset,
+            job.run.sample,
+            job.run.train.seed,
+            path,
+        )
+        if drawn:
+            job.progress.note(f"step {self.step}/{job.run.train.steps}  picture {os.fspath(path)}")
+
+    @functools.cached_property
+    def _codecs(self) -> dict:
+        return self.job.dataset.load_codecs()
