@@ -1,4 +1,4 @@
-"""The keys and values of what each row has said so far: prefill fills them from prompts, decode adds one token a row."""
+"""Keys and values of what each row has said so far: prefill takes whole prompts, decode one more token a row."""
 
 import dataclasses
 
@@ -78,6 +78,4 @@ def decode(
 
     positions = cache.lengths[:, None, None]
     hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, active[:, None], attend)
-    return hidden[:, 0], Cache(
-        keys=tuple(keys), values=tuple(values), lengths=cache.lengths + active.astype(jnp.int32)
-    )
+    return hidden[:, 0], Cache(keys=tuple(keys), values=tuple(values), lengths=cache.lengths + active.astype(jnp.int32))

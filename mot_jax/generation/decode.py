@@ -78,9 +78,7 @@ def generate_rows(
 
     def continued(carry):
         step, cache, token, state, out, counts = carry
-        hidden, cache = decode(
-            model, params, cache, both(token), both(request.modality_of[token]), both(~state.done)
-        )
+        hidden, cache = decode(model, params, cache, both(token), both(request.modality_of[token]), both(~state.done))
         token, state, kept = pick(hidden, step, state)
         out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
         return step + 1, cache, token, state, out, counts + kept

@@ -16,7 +16,7 @@ def guide(
 def truncate(
     logits: Float[Array, "B V"], top_k: Int[Array, ""] | int, top_p: Float[Array, ""] | float
 ) -> Float[Array, "B V"]:
-    """Sets all but the likeliest tokens to -inf: first the `top_k` greatest, then of those the fewest with mass `top_p`.
+    """Sets all but the likeliest tokens to -inf: first the `top_k` greatest, of those the fewest with mass `top_p`.
 
     Args:
       top_k: how many to keep, 0 for all; among equals the lower id stays.

@@ -9,6 +9,7 @@ from mot_jax.batch import Batch
 from mot_jax.config import FrozenMapping, Model, resolve
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.nn import transformer
+from tests.generation.models import random_params
 
 ALL = ("attention", "feed_forward", "norm")
 MODELS = {
@@ -31,13 +32,6 @@ MODELS = {
 }
 LENGTHS = np.array([7, 1, 4, 0, 10])
 STEPS = 5
-
-
-def random_params(model):
-    """Random everywhere, the norms' gains and the biases too."""
-    generator = np.random.default_rng(0)
-    draw = lambda leaf: generator.normal(size=leaf.shape, scale=leaf.shape[-1] ** -0.5).astype(np.float32)  # noqa: E731
-    return jax.tree.map(jnp.asarray, jax.tree.map(draw, transformer.abstract(model)))
 
 
 def uncached(model, params, tokens, modality_ids, lengths):

@@ -14,6 +14,7 @@ from mot_jax.errors import DataError
 from mot_jax.generation.decode import bucket, generate_rows, generate_tokens
 from mot_jax.nn import transformer
 from mot_jax.vocabulary import build_vocabulary
+from tests.generation.models import random_params
 
 VOCABULARY = build_vocabulary(20, [("image", 9, 4), ("speech", 7, None)])
 IMAGE, SPEECH = VOCABULARY.modality("image"), VOCABULARY.modality("speech")
@@ -28,7 +29,7 @@ UNTIED = {"dense": (), "MoT": ("attention", "feed_forward", "norm")}
 def tiny(kind):
     settings = {"dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48, "dtype": "float32"}
     model = resolve(Model(**settings, untied=UNTIED[kind]), VOCABULARY.names, VOCABULARY.size)
-    return model, jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(3))
+    return model, random_params(model, seed=3)
 
 
 def text_prompt(*codes):
@@ -151,6 +152,22 @@ def test_a_row_is_the_same_in_any_company_and_differs_by_place_and_seed():
     np.testing.assert_array_equal(images, again)
     assert len({tuple(r) for r in images}) > 1
     assert not np.array_equal(images, other)
+
+
+def test_draws_are_independent_over_steps_rows_and_seeds():
+    model, params = tiny("dense")
+    blank = jax.tree.map(jnp.zeros_like, params)  # every legal token is as likely
+    images = np.concatenate(
+        [
+            generate_tokens(model, blank, VOCABULARY, PROMPTS, to="image", sample=HOT, key=jax.random.key(seed))
+            for seed in range(60)
+        ]
+    )
+    codes = VOCABULARY.token_code[images[:, 1:-1]]
+    counts = np.bincount(codes.ravel(), minlength=9)
+    assert abs(counts - codes.size / 9).max() < 5 * (codes.size / 9) ** 0.5
+    for a, b in ((codes[:, 0], codes[:, 1]), (codes[::3, 0], codes[1::3, 0]), (codes[:-3, 0], codes[3:, 0])):
+        assert 0.02 < np.mean(a == b) < 0.22  # one in nine
 
 
 def test_one_program_serves_every_request_of_a_shape():
