@@ -44,8 +44,8 @@ def digits(context: TaskContext) -> Scores:
     judges = fit_judges(str(context.dataset.directory), context.dataset.fingerprint)
     rng = np.random.default_rng(context.eval.seed)
     codecs = context.run.codecs
-    image_rows = rng.permutation(len(evaluation.heldout_image_labels))[: context.eval.prompts]
-    speech_rows = rng.permutation(len(evaluation.heldout_speech_labels))[: context.eval.prompts]
+    image_rows = balanced(evaluation.heldout_image_labels, context.eval.prompts, rng)
+    speech_rows = balanced(evaluation.heldout_speech_labels, context.eval.prompts, rng)
     images = [Span("image", evaluation.heldout_image_codes[row]) for row in image_rows]
     utterances = [Span("speech", evaluation.heldout_speech[row]) for row in speech_rows]
     captions = [Span("text", codecs["text"].encode(evaluation.heldout_captions[row])) for row in image_rows]
@@ -67,7 +67,7 @@ def digits(context: TaskContext) -> Scores:
     scores["text_to_speech"] = _speaking(context, evaluation, judges.speech)
     scores["speech_judge_on_real_speech"] = judges.speech_accuracy
     if context.directory is not None:
-        draw_panels(panels, context.directory / "eval_digits.png", columns=3)
+        draw_panels(panels, context.directory / "eval_digits.png", columns=3, labels=evaluation.words)
     return scores
 
 
@@ -102,6 +102,16 @@ def fit_judges(directory: str, fingerprint: str) -> Judges:
     seen = image(features(evaluation.heldout_image_codes)) == evaluation.heldout_image_labels
     heard = speech(unit_features(evaluation.heldout_speech, size)) == evaluation.heldout_speech_labels
     return Judges(image, speech, _accuracy(seen), _accuracy(heard))
+
+
+def balanced(labels: Int[np.ndarray, "N"], count: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
+    """At most `count` rows in random order, every class as often as any other while there are enough."""
+    order = rng.permutation(len(labels))
+    rank = np.zeros(len(labels), np.int64)  # how many rows of the same class came before
+    for digit in np.unique(labels):
+        members = labels[order] == digit
+        rank[members] = np.arange(members.sum())
+    return order[np.argsort(rank, kind="stable")][:count]
 
 
 def _accuracy(right: np.ndarray) -> Accuracy:

@@ -59,7 +59,8 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
         batches = evaluation_batches(dataset, run.data, SPLIT)
         losses = heldout_losses(run, loaded.vocabulary, loaded.params, batches, mesh)
     documents = len(dataset.split(SPLIT))
-    print_losses(console, losses, f"{run_dir} at step {loaded.step}: {documents:,} held-out documents")
+    say(console, f"{run_dir} at step {loaded.step}: {documents:,} held-out documents")
+    print_losses(console, losses)
 
     scores: dict[str, Scores] = {}
     for name, task in tasks.items():

@@ -10,17 +10,19 @@ from etils import epath
 
 from mot_jax.codecs.protocol import Codec
 from mot_jax.config import Model, Sample
-from mot_jax.data.dataset import Dataset
+from mot_jax.data.dataset import Dataset, Documents
 from mot_jax.documents import Document, Span
 from mot_jax.evaluation.completion import complete
 from mot_jax.vocabulary import TEXT, Vocabulary
 
 Shown = str | np.ndarray  # what Codec.show returns
+Box = tuple[float, float, float, float]  # left, bottom, width, height
 SEARCHED = 4096  # documents looked at for prompts
 
 # Inches.
-CELL_WIDTH, CELL_HEIGHT, GAP, LABEL_WIDTH = 1.4, 0.95, 0.06, 1.5
-FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 8.5, 0.14, 0.07
+CELL_WIDTH, CELL_HEIGHT, GAP = 1.4, 0.95, 0.06
+LABEL_WIDTH, HEADER_HEIGHT = 0.85, 0.27
+FONT_SIZE, LINE_HEIGHT, CHARACTER_WIDTH = 8.5, 0.145, 0.07
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ def sample_picture(
 
 
 def find_prompts(
-    documents: Sequence[Document], vocabulary: Vocabulary, sample: Sample
+    documents: Documents | Sequence[Document], vocabulary: Vocabulary, sample: Sample
 ) -> dict[tuple[str, str], list[Span]]:
     """First spans by direction (from, to) of the first documents that have it; captions to pictures come first.
 
@@ -95,43 +97,49 @@ def draw_bands(bands: Sequence[Band], path: epath.PathLike) -> epath.Path:
 
     columns = max(len(band.given) for band in bands)
     width = LABEL_WIDTH + columns * (CELL_WIDTH + GAP) + GAP
-    band_height = 2 * CELL_HEIGHT + 4 * GAP
-    height = len(bands) * band_height + GAP
+    rows = [(band, ("given", band.given, "#e9edf2"), ("generated", band.generated, "#fdf3dc")) for band in bands]
+    height = GAP + sum(HEADER_HEIGHT + sum(_row_height(row[1]) + GAP for row in both) for _, *both in rows)
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for index, band in enumerate(bands):
-        top = height - GAP - index * band_height
-        _label(axes, band.label, top)
-        for column, (given, generated) in enumerate(zip(band.given, band.generated, strict=True)):
-            left = LABEL_WIDTH + column * (CELL_WIDTH + GAP)
-            _cell(axes, given, left, top, "#e9edf2")
-            _cell(axes, generated, left, top - CELL_HEIGHT - GAP, "#fdf3dc")
+    top = height
+    for band, *both in rows:
+        axes.text(GAP, top - HEADER_HEIGHT / 2, band.label, fontsize=10, weight="bold", va="center", parse_math=False)
+        top -= HEADER_HEIGHT
+        for what, cells, colour in both:
+            row_height = _row_height(cells)
+            axes.text(
+                LABEL_WIDTH - GAP, top - row_height / 2, what, fontsize=9, color="#555555", ha="right", va="center"
+            )
+            for column, shown in enumerate(cells):
+                left = LABEL_WIDTH + column * (CELL_WIDTH + GAP)
+                _cell(axes, shown, (left, top - row_height, CELL_WIDTH, row_height), colour)
+            top -= row_height + GAP
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     return _write(figure, path)
 
 
-def _label(axes, label: str, top: float) -> None:
-    axes.text(GAP, top - 0.15, label, fontsize=10, weight="bold", va="center", parse_math=False)
-    for row, what in enumerate(("given", "generated")):
-        middle = top - CELL_HEIGHT / 2 - row * (CELL_HEIGHT + GAP)
-        axes.text(LABEL_WIDTH - 2 * GAP, middle - 0.1, what, fontsize=9, color="#555555", ha="right", va="center")
+def _row_height(cells: Sequence[Shown]) -> float:
+    """A row of short texts is as low as its longest text allows."""
+    if any(isinstance(shown, np.ndarray) for shown in cells):
+        return CELL_HEIGHT
+    return min(CELL_HEIGHT, 3 * GAP + LINE_HEIGHT * max(wrap(shown).count("\n") + 1 for shown in cells))
 
 
-def _cell(axes, shown: Shown, left: float, top: float, colour: str) -> None:
+def _cell(axes, shown: Shown, box: Box, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
-    box = Rectangle((left, top - CELL_HEIGHT), CELL_WIDTH, CELL_HEIGHT, facecolor=colour, edgecolor="#b8bfc8", lw=0.6)
-    axes.add_patch(box)
+    left, bottom, width, height = box
+    axes.add_patch(Rectangle((left, bottom), width, height, facecolor=colour, edgecolor="#b8bfc8", lw=0.6))
     if isinstance(shown, np.ndarray) and shown.size:
-        _image(axes, shown, left, top)
+        _image(axes, shown, box)
         return
     text = shown.strip() if isinstance(shown, str) else ""
     axes.text(
         left + GAP,
-        top - GAP,
+        bottom + height - GAP,
         wrap(text) if text else "(nothing)",
         fontsize=FONT_SIZE,
         color="black" if text else "#888888",
@@ -141,11 +149,12 @@ def _cell(axes, shown: Shown, left: float, top: float, colour: str) -> None:
     )
 
 
-def _image(axes, image: np.ndarray, left: float, top: float) -> None:
+def _image(axes, image: np.ndarray, box: Box) -> None:
     """Fits a grey [h, w] or colour [h, w, 3] uint8 image into its cell, proportions kept."""
-    scale = min((CELL_WIDTH - 2 * GAP) / image.shape[1], (CELL_HEIGHT - 2 * GAP) / image.shape[0])
+    left, bottom, cell_width, cell_height = box
+    scale = min((cell_width - 2 * GAP) / image.shape[1], (cell_height - 2 * GAP) / image.shape[0])
     width, height = image.shape[1] * scale, image.shape[0] * scale
-    x, y = left + (CELL_WIDTH - width) / 2, top - (CELL_HEIGHT + height) / 2
+    x, y = left + (cell_width - width) / 2, bottom + (cell_height - height) / 2
     axes.imshow(
         image,
         cmap="gray",
@@ -171,8 +180,14 @@ def wrap(text: str) -> str:
     )
 
 
-def draw_panels(panels: Mapping[str, np.ndarray], path: epath.PathLike, *, columns: int) -> epath.Path:
-    """Writes colour images [h, w, 3] uint8 side by side, `columns` a row, each under its title."""
+def draw_panels(
+    panels: Mapping[str, np.ndarray], path: epath.PathLike, *, columns: int, labels: Sequence[str]
+) -> epath.Path:
+    """Writes colour images [h, w, 3] uint8 side by side, `columns` a row, each under its title.
+
+    Args:
+      labels: written beside each image, from its top to its bottom at equal distances.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -183,7 +198,10 @@ def draw_panels(panels: Mapping[str, np.ndarray], path: epath.PathLike, *, colum
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(image, interpolation="nearest")
         axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
+        axes.set_xticks([])
+        axes.set_yticks((np.arange(len(labels)) + 0.5) * image.shape[0] / len(labels), labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
     return _write(figure, path)
 
 

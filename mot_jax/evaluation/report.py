@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_losses(console: "Console", losses: Mapping[str, HeldOutLoss], title: str) -> None:
+def print_losses(console: "Console", losses: Mapping[str, HeldOutLoss]) -> None:
     """A row for each modality: loss in nats, perplexity, and the number of target tokens."""
-    table = _table(title, "targets", "loss", "perplexity", "tokens")
+    table = _table("targets", "loss", "perplexity", "tokens")
     for name, loss in losses.items():
         table.add_row(name, f"{loss.loss:.4f}", f"{loss.perplexity:.3f}", f"{loss.tokens:,}")
     console.print(table)
@@ -20,7 +20,7 @@ def print_losses(console: "Console", losses: Mapping[str, HeldOutLoss], title: s
 
 def print_scores(console: "Console", task: str, scores: Scores) -> None:
     """A row for each score; an accuracy with its standard error and number of trials."""
-    table = _table(f"task {task}", "score", "value", "standard error", "trials")
+    table = _table(f"task {task}", "value", "standard error", "trials")
     for name, score in scores.items():
         if isinstance(score, Accuracy):
             table.add_row(name, f"{score.value:.3f}", f"{score.standard_error:.3f}", f"{score.count:,}")
@@ -29,10 +29,10 @@ def print_scores(console: "Console", task: str, scores: Scores) -> None:
     console.print(table)
 
 
-def _table(title: str, first: str, *others: str):
+def _table(first: str, *others: str):
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column(first)
     for name in others:
         table.add_column(name, justify="right")

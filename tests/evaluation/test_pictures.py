@@ -119,6 +119,6 @@ def test_text_is_wrapped_into_its_cell_and_never_read_as_markup(tmp_path):
 def test_panels_hold_their_images(tmp_path):
     image = np.zeros((20, 20, 3), np.uint8)
     image[:10] = 0, 0, 255
-    picture = read_png(draw_panels({"one": image, "two": image}, tmp_path / "panels.png", columns=2))
+    picture = read_png(draw_panels({"one": image, "two": image}, tmp_path / "panels.png", columns=2, labels=["a", "b"]))
     blue = (picture[:, :, 2] > 0.9) & (picture[:, :, 0] < 0.1)
     assert 0.2 < blue.mean() < 0.6
