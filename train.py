@@ -2,11 +2,16 @@
 
 import sys
 
+from etils import epath
+
 from mot_jax.cli import parse_train, run_main
+from mot_jax.training.run_directory import check_directory, new_directory
 
 
 def main(argv: list[str]) -> int:
     arguments = parse_train(argv)
+    run_dir = epath.Path(arguments.run_dir) if arguments.run_dir else new_directory(arguments.name)
+    check_directory(run_dir, arguments.resume, arguments.run)  # refuses at once, before the slow imports
 
     import jax
 
@@ -15,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     from mot_jax.training.loop import train
 
-    return train(arguments.run, arguments.run_dir, arguments.resume, arguments.config_text, arguments.name)
+    return train(arguments.run, run_dir, arguments.resume, arguments.config_text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -139,15 +140,14 @@ class Checkpoints:
                 raise CheckpointError(f"{self.directory}: no checkpoint of step {step}; there are {_join(steps)}")
             steps = [step]
         for candidate in reversed(steps):
-            try:
-                return load(candidate)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a damaged file makes the libraries raise
-                reason = f"{self.directory}: checkpoint {candidate} is damaged ({_first_line(error)})"
-                if candidate == steps[0]:
-                    raise CheckpointError(f"{reason}, and there is no other to fall back to") from error
-                self._report(f"{reason}; skipped, falling back to an older one")
+            loaded, reason = _attempt(load, candidate)
+            if reason is None:
+                return loaded
+            _drop_unfinished_reads()
+            reason = f"{self.directory}: checkpoint {candidate} is damaged ({reason})"
+            if candidate == steps[0]:
+                raise CheckpointError(f"{reason}, and there is no other to fall back to")
+            self._report(f"{reason}; skipped, falling back to an older one")
 
     def _meta(self, step: int) -> dict:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
@@ -200,9 +200,26 @@ def _placed(leaf) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]
+def _attempt(load: Callable[[int], Any], step: int) -> tuple[Any, str | None]:
+    """(what was loaded, None), or (None, one line that says why it cannot be)."""
+    try:
+        return load(step), None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        while error.__cause__ is not None:
+            error = error.__cause__
+        text = str(error).strip() or type(error).__name__
+        return None, text.splitlines()[0][:200]
+
+
+def _drop_unfinished_reads() -> None:
+    """Collects what a failed restore leaves running, without its tracebacks on the terminal."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _join(steps: list[int]) -> str:

@@ -35,14 +35,8 @@ from mot_jax.training.steps import Job, Loop, Start, digests
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
 
-def train(
-    run: Run,
-    run_dir: epath.PathLike | None,
-    resume: Literal["never", "auto", "must"],
-    config_text: str,
-    name: str = "run",
-) -> int:
-    """Trains `run` in `run_dir` (None: `runs/<name>-<time>`) and returns the exit code.
+def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "must"], config_text: str) -> int:
+    """Trains `run` in `run_dir` and returns the exit code.
 
     Args:
       resume: "never" refuses a directory that holds a run, "auto" continues one where there is a checkpoint, "must"
@@ -57,7 +51,8 @@ def train(
     """
     console = Console()
     note = functools.partial(say, console)
-    directory, continues = run_directory.choose_directory(run_dir, name, resume, run)
+    directory = epath.Path(run_dir)
+    continues = run_directory.check_directory(directory, resume, run)
     with preparation(console) as report:
         place = ensure_dataset(run.data, report)
     # What the cache returns was verified there.

@@ -4,8 +4,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 
 def losses_text(line: dict) -> str:
@@ -22,16 +24,14 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def train_text(line: dict, left: float | None) -> str:
-    """Losses, speed, time left, share of time spent waiting for data, and skipped steps where there are any."""
+def train_text(line: dict) -> str:
+    """Losses, speed, share of time spent waiting for data, and skipped steps where there are any."""
     parts = [losses_text(line)]
     if line["tokens_per_second"] is not None:
         parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
         if line["mfu"] is not None:
             parts.append(f"mfu {line['mfu']:.1%}")
         parts.append(f"data wait {line['data_wait_fraction']:.1%}")
-    if left is not None:
-        parts.append(f"{duration_text(left)} left")
     if line["skipped"]:
         parts.append(f"{line['skipped']} skipped")
     return "  ".join(parts)
@@ -45,9 +45,10 @@ class TrainProgress:
         self._timed: tuple[int, float] | None = None  # step and moment from which speed is reckoned
         self._live = None
         if console.is_terminal:
-            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.fields[text]}"))
-            self._live = Progress(*columns, console=console, refresh_per_second=2)
-            self._task = self._live.add_task("train", total=steps, completed=step, text="compiling")
+            columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[left]}"))
+            self._bar, self._text = Progress(*columns, console=console), Text("compiling")
+            self._task = self._bar.add_task("train", total=steps, completed=step, left="")
+            self._live = Live(Group(self._bar, self._text), console=console, refresh_per_second=2)
 
     def __enter__(self) -> "TrainProgress":
         if self._live:
@@ -63,14 +64,16 @@ class TrainProgress:
         self._step = step
         self._timed = self._timed or (step, time.perf_counter())
         if self._live:
-            self._live.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step)
 
     def train(self, line: dict) -> None:
-        text = train_text(line, self._left())
+        left = self._left()
+        left = "" if left is None else f"{duration_text(left)} left"
         if self._live:
-            self._live.update(self._task, text=text)
+            self._bar.update(self._task, left=left)
+            self._text.plain = train_text(line)
         else:
-            self.note(f"step {line['step']}/{self._steps}  {text}")
+            self.note(f"step {line['step']}/{self._steps}  {train_text(line)}  {left}".rstrip())
 
     def validation(self, line: dict) -> None:
         self.note(f"step {line['step']}/{self._steps}  validation {losses_text(line)}")

@@ -42,32 +42,33 @@ def has_checkpoint(directory: epath.Path) -> bool:
     return place.exists() and any(path.name.isdigit() for path in place.iterdir())
 
 
-def choose_directory(
-    run_dir: epath.PathLike | None, name: str, resume: Literal["never", "auto", "must"], run: Run
-) -> tuple[epath.Path, bool]:
-    """(directory, whether to continue from its newest checkpoint); nothing is written.
+def new_directory(name: str) -> epath.Path:
+    """`runs/<name>-<time>`, with a number after it where that is taken."""
+    base = epath.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = itertools.chain([base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2)))
+    return next(directory for directory in candidates if not directory.exists())
+
+
+def check_directory(directory: epath.Path, resume: Literal["never", "auto", "must"], run: Run) -> bool:
+    """Whether a run there is continued from its newest checkpoint; nothing is written.
 
     Args:
-      run_dir: None takes `runs/<name>-<time>`.
       run: as configured, its model not resolved.
 
     Raises:
       UserError: the directory holds a run and `resume` is "never", or has no checkpoint and it is "must".
       ConfigError: its run has another config; names the first parameter that differs.
     """
-    if run_dir is None:
-        return _unused_directory(name), False
-    directory = epath.Path(run_dir)
     if resume == "never":
         if holds_run(directory):
             raise UserError(f"{directory}: holds a run; --resume=auto goes on with it, another --run_dir keeps both")
-        return directory, False
+        return False
     continues = has_checkpoint(directory)
     if resume == "must" and not continues:
         raise CheckpointError(f"{directory}: --resume=must, but there is no checkpoint in {directory / CHECKPOINTS}")
     if holds_run(directory):
         check_same_config(directory / CONFIG, run)
-    return directory, continues
+    return continues
 
 
 def check_same_config(file: epath.Path, run: Run) -> None:
@@ -93,12 +94,6 @@ def first_difference(before: Run, after: Run) -> tuple[str, object, object] | No
             if name not in FREE and values[0] != values[1]:
                 return name, *values
     return None
-
-
-def _unused_directory(name: str) -> epath.Path:
-    base = epath.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = itertools.chain([base], (base.with_name(f"{base.name}-{n}") for n in itertools.count(2)))
-    return next(directory for directory in candidates if not directory.exists())
 
 
 def write_config(directory: epath.Path, text: str) -> None:
