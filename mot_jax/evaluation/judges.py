@@ -1,7 +1,7 @@
 """Small classifiers that read what a model drew or said; trained in memory on real examples, in seconds."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def image_features(images: np.ndarray) -> Float32[np.ndarray, "N F"]:
     return pixels.reshape(len(pixels), -1).astype(np.float32) / scale
 
 
-def unit_features(utterances: list[np.ndarray], codes: int) -> Float32[np.ndarray, "N F"]:
+def unit_features(utterances: Sequence[np.ndarray], codes: int) -> Float32[np.ndarray, "N F"]:
     """Unit sequences -> square roots of the unit frequencies in each utterance's first and second half.
 
     The order of sounds survives only as far as the halves keep it, which is enough to tell ten words apart.

@@ -54,11 +54,16 @@ def sample_picture(
     Returns:
       the path written, or None where the split has no document of two spans.
     """
+    directions = find_prompts(dataset.split(split), vocabulary, sample)
     bands = []
-    for (source, to), prompts in find_prompts(dataset.split(split), vocabulary, sample).items():
-        answers = complete(model, params, vocabulary, [[span] for span in prompts], to=to, sample=sample, seed=seed)
-        given = [codecs[source].show(span.codes) for span in prompts]
-        bands.append(Band(f"{source} → {to}", given, [codecs[to].show(codes) for codes in answers]))
+    for to in dict.fromkeys(to for _, to in directions):  # all that asks for one modality in one batch: fewer programs
+        asked = [(source, span) for (source, target), spans in directions.items() if target == to for span in spans]
+        prompts = [[span] for _, span in asked]
+        answers = complete(model, params, vocabulary, prompts, to=to, sample=sample, seed=seed)
+        for source in dict.fromkeys(source for source, _ in asked):
+            pairs = [(span, codes) for (name, span), codes in zip(asked, answers, strict=True) if name == source]
+            given = [codecs[source].show(span.codes) for span, _ in pairs]
+            bands.append(Band(f"{source} → {to}", given, [codecs[to].show(codes) for _, codes in pairs]))
     return draw_bands(bands, path) if bands else None
 
 
@@ -192,7 +197,7 @@ def draw_panels(
     from matplotlib.figure import Figure
 
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.9 * rows), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.3 * columns, 4.1 * rows), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for index, (title, image) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, index + 1)
