@@ -14,7 +14,7 @@ from mot_jax.data.artifacts import read_manifest
 from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, open_dataset
 from mot_jax.data.pipeline import evaluation_batches
-from mot_jax.errors import DataError
+from mot_jax.errors import ConfigError, DataError
 from mot_jax.evaluation.losses import HeldOutLoss, evaluation_mesh, heldout_losses
 from mot_jax.evaluation.pictures import sample_picture
 from mot_jax.evaluation.report import print_losses, print_scores
@@ -43,6 +43,10 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
 
     console = Console()
     run_dir = epath.Path(run_dir)
+    for name, prompts in (("Eval.prompts", run.eval.prompts), ("Sample.prompts", run.sample.prompts)):
+        if prompts < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {prompts}")
+    mot_jax.run.check_sample(run.sample)
     tasks = {name: find_task(name) for name in run.eval.tasks}
     loaded = mot_jax.run.load(run_dir, step)
     with preparation(console) as report:

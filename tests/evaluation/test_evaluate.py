@@ -64,6 +64,8 @@ def test_eval_writes_losses_scores_and_pictures(run_dir, small_run, own_task, ca
         (["--run_dir", "{run}", "--gin.Eval.tasks=('digit',)"], "did you mean 'digits'?"),
         (["--run_dir", "{run}", "--gin.Eval.promts=3"], "did you mean 'prompts'?"),
         (["--run_dir", "{run}", "--gin.Model.dim=8"], "Model"),
+        (["--run_dir", "{run}", "--gin.Eval.prompts=0"], "Eval.prompts"),
+        (["--run_dir", "{run}", "--gin.Sample.top_p=0.0"], "top_p"),
         (["--run_dir", "{run}", "--gin.Eval.tasks=('digits',)"], "evaluation/digits.npz"),
         (["--run_dir", "{run}", "--gin.Data.path={other}"], "codec is not the run's"),
     ],
