@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-SMOOTHING = 0.1  # share of the newest line in the running mean
+SMOOTHING = 0.3  # share of the newest line in the running mean; a line is a mean already
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -26,7 +26,7 @@ def curve(lines: Sequence[dict], split: str, name: str) -> tuple[list[int], list
 
 def draw_losses(lines: Sequence[dict], path: epath.PathLike) -> None:
     """Draws the losses (nats per target token) found in the lines of metrics.jsonl; nothing when there are none."""
-    names = sorted({name for line in lines for name in line if name.startswith("loss/")})
+    names = list(dict.fromkeys(name for line in lines for name in line if name.startswith("loss/")))
     names = [name for name in names if curve(lines, "train", name)[0] or curve(lines, "validation", name)[0]]
     if not names:
         return
