@@ -21,6 +21,7 @@ _PLACES = {
     "open_dataset": "mot_jax.data.dataset",
     "Optimizer": "mot_jax.config",
     "Parallel": "mot_jax.config",
+    "register_task": "mot_jax.evaluation.tasks",
     "RopeScaling": "mot_jax.config",
     "Run": "mot_jax.config",
     "Sample": "mot_jax.config",

@@ -17,9 +17,7 @@ class Span:
     codes: np.ndarray
 
     def __eq__(self, other):
-        return (
-            isinstance(other, Span) and self.modality == other.modality and np.array_equal(self.codes, other.codes)
-        )
+        return isinstance(other, Span) and self.modality == other.modality and np.array_equal(self.codes, other.codes)
 
 
 Document = tuple[Span, ...]

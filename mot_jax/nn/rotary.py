@@ -28,7 +28,9 @@ def angles(positions: Int[Array, "B S A"], rates: np.ndarray) -> tuple[Float[Arr
     return jnp.cos(phase), jnp.sin(phase)
 
 
-def rotate(x: Float[Array, "B S N H"], cos: Float[Array, "B S R"], sin: Float[Array, "B S R"]) -> Float[Array, "B S N H"]:
+def rotate(
+    x: Float[Array, "B S N H"], cos: Float[Array, "B S R"], sin: Float[Array, "B S R"]
+) -> Float[Array, "B S N H"]:
     """Rotates the pairs (i, i + H/2) of every head, in float32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
     cos, sin = cos[:, :, None], sin[:, :, None]

@@ -1,7 +1,8 @@
 """The training objective: weighted next-token loss over one count for all modalities.
 
-Loss = sum_i w(m_i) * loss_weight_i * l_i / sum_i 1[loss_weight_i > 0], with m_i the modality of the TARGET (routing goes
-by the INPUT's) and both sums over every device and microbatch of the optimizer step. Per-modality means are metrics.
+Loss = sum_i w(m_i) * loss_weight_i * l_i / sum_i 1[loss_weight_i > 0], with m_i the modality of the TARGET (routing
+goes by the INPUT's) and both sums over every device and microbatch of the optimizer step. Per-modality means are
+metrics, not the objective.
 """
 
 import jax.numpy as jnp

@@ -21,11 +21,13 @@ def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(parallel, axis) for axis in AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ConfigError(f"Parallel: expected sizes of at least 1, at most one of them -1, got {dict(zip(AXES, sizes))}")
+        raise ConfigError(
+            f"Parallel: expected sizes of at least 1, at most one of them -1, got {dict(zip(AXES, sizes, strict=True))}"
+        )
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, len(devices) // math.prod(size for size in sizes if size != -1))
     if math.prod(sizes) != len(devices):
-        product = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes))
+        product = " x ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True))
         raise ConfigError(f"Parallel: {product} = {math.prod(sizes)}, but there are {len(devices)} devices")
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 

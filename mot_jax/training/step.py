@@ -67,7 +67,10 @@ def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch) -> t
 
 def _sum_metrics(metrics: Metrics) -> Metrics:
     return {
-        name: (sum_over(total, BATCH_AXES), count if name.startswith("modality_tokens/") else sum_over(count, BATCH_AXES))
+        name: (
+            sum_over(total, BATCH_AXES),
+            count if name.startswith("modality_tokens/") else sum_over(count, BATCH_AXES),
+        )
         for name, (total, count) in metrics.items()
     }
 

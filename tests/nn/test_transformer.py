@@ -13,7 +13,7 @@ from tests.batches import ALL, VOCABULARY, random_batch, small_model
 def reference_hidden(model, params, batch):
     """float64, one document at a time, one token at a time through its own group's weights."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    num_heads, kv_heads, head_dim = config.heads(model)
+    head_dim = config.heads(model)[2]
     group_of = config.group_of_modality(model)
 
     def own(leaf, untied, group):
@@ -43,7 +43,7 @@ def reference_hidden(model, params, batch):
                 p = params["layers"][str(index)]
                 a, f, n = ("attention" in block.untied, "feed_forward" in block.untied, "norm" in block.untied)
                 ks, vs, new = [], [], []
-                for i, (x, g) in enumerate(zip(xs, groups)):
+                for i, (x, g) in enumerate(zip(xs, groups, strict=True)):
                     h = norm(x, p["attention_norm"], n, g, model.norm) if block.norm_order == "pre" else x
                     y = np.einsum("d,dkph->kph", h, own(p["attention"]["qkv"], a, g))
                     if model.qkv_bias:
@@ -60,14 +60,16 @@ def reference_hidden(model, params, batch):
                     weights /= weights.sum(-1, keepdims=True)
                     o = np.einsum("kqt,tkh->kqh", weights, np.array(vs))
                     o = np.einsum("kqh,kqhd->d", o, own(p["attention"]["output"], a, g))
-                    new.append(x + (norm(o, p["attention_norm"], n, g, model.norm) if block.norm_order == "post" else o))
-                for i, (x, g) in enumerate(zip(new, groups)):
+                    new.append(
+                        x + (norm(o, p["attention_norm"], n, g, model.norm) if block.norm_order == "post" else o)
+                    )
+                for i, (x, g) in enumerate(zip(new, groups, strict=True)):
                     h = norm(x, p["feed_forward_norm"], n, g, model.norm) if block.norm_order == "pre" else x
                     gate = h @ own(p["feed_forward"]["gate"], f, g)
                     y = gate / (1 + np.exp(-gate)) * (h @ own(p["feed_forward"]["up"], f, g))
                     y = y @ own(p["feed_forward"]["down"], f, g)
                     xs[i] = x + (norm(y, p["feed_forward_norm"], n, g, model.norm) if block.norm_order == "post" else y)
-            for place, x, g in zip(where, xs, groups):
+            for place, x, g in zip(where, xs, groups, strict=True):
                 hidden[row, place] = norm(x, params["final_norm"], "norm" in model.untied, g, model.norm)
     return hidden
 

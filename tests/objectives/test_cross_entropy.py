@@ -38,7 +38,9 @@ def test_values_and_gradients(entries, rng, monkeypatch):
         picked = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
         return 3 * (weights * (log_z - picked + 0.01 * log_z**2)).sum()
 
-    got = jax.grad(lambda *a: 3 * cross_entropy(*a, *map(jnp.asarray, (targets, weights)), 0.01)[0], (0, 1))(hidden, head)
+    got = jax.grad(lambda *a: 3 * cross_entropy(*a, *map(jnp.asarray, (targets, weights)), 0.01)[0], (0, 1))(
+        hidden, head
+    )
     for a, b in zip(got, jax.grad(naive, (0, 1))(hidden, head), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

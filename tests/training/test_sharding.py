@@ -38,9 +38,7 @@ def test_eight_devices_equal_one(untied, rng):
         results.append((jax.tree.map(lambda a, b: a - b, old, jax.device_get(after.params)), jax.device_get(metrics)))
     (grads, metrics), (sharded_grads, sharded_metrics) = results
     np.testing.assert_allclose(sharded_metrics["loss"], metrics["loss"], rtol=1e-5)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(sharded_grads), strict=True
-    ):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(sharded_grads), strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(a)
         assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
 
@@ -49,7 +47,9 @@ def collective_shapes(hlo: str) -> list[tuple[str, tuple[int, ...]]]:
     """(operation, result shape) of every collective in compiled HLO, those inside tuples included."""
     found = []
     for line in hlo.splitlines():
-        match = re.search(r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(", line)
+        match = re.search(
+            r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(", line
+        )
         if match:
             for dims in re.findall(r"\w+\[([\d,]*)\]", match[1]):
                 found.append((match[2], tuple(int(d) for d in dims.split(",") if d)))
@@ -77,7 +77,9 @@ def test_no_collective_over_the_global_tokens():
 
 def test_an_axis_that_does_not_divide_is_named():
     needs_eight_devices()
-    with pytest.raises(ConfigError, match=r"Parallel\.tensor: 8 does not divide kv_heads = 4 of parameter layers.0.attention"):
+    with pytest.raises(
+        ConfigError, match=r"Parallel\.tensor: 8 does not divide kv_heads = 4 of parameter layers.0.attention"
+    ):
         parameter_shardings(small_model(), make_mesh(Parallel(tensor=8)))
     with pytest.raises(ConfigError, match="fsdp 3 x expert 1 x tensor 1 = 6, but there are 8 devices"):
         make_mesh(Parallel(fsdp=3))
