@@ -61,7 +61,7 @@ def grouped_swiglu(
 ) -> Float[Array, "P N"]:
     """silu(x @ w_gate) * (x @ w_up) with each slot's own group's weights; silu in float32 (Shazeer 2020, eq. 6).
 
-    Padding and errors as `grouped_matmul`.
+    Padding and errors as `grouped_matmul`; the gate and up products carry its checkpoint name, the result does not.
     """
     _check(x, layout, 1, w_gate=w_gate, w_up=w_up)
-    return checkpoint_name(_backend(implementation).swiglu(x, w_gate, w_up, layout), "grouped_matmul")
+    return _backend(implementation).swiglu(x, w_gate, w_up, layout)

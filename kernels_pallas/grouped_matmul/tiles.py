@@ -2,15 +2,25 @@
 
 
 def choose_tile(num_rows: int, num_groups: int) -> int:
-    """Rows per tile: a power of two near T / (5 G), from 8 (decoding) to 512.
+    """Rows per tile: the power of two below T / (5 G), from 8 (a few rows being decoded) to 128.
 
-    A group wastes half a tile on average, so this keeps the padding near a tenth of the rows.
+    A group's last tile is half padding on average, so padding stays near a tenth of the rows.
     """
-    share = num_rows // (5 * max(num_groups, 1))
-    return min(512, max(8, 1 << max(share - 1, 0).bit_length()))
+    share = num_rows // (5 * num_groups)
+    return min(128, max(8, 1 << (share.bit_length() - 1) if share else 0))
 
 
 def num_tiles(num_rows: int, num_groups: int, tile: int) -> int:
-    """The most tiles that T rows in G groups can fill: every group but the fullest ends in a tile of one row."""
+    """The most tiles that T rows in G groups can fill: reached when all groups but one end in a tile of one row."""
     filled = min(num_groups, num_rows)
     return (num_rows - filled) // tile + filled
+
+
+def run_lengths(tiles: int, tile: int) -> tuple[int, ...]:
+    """The lengths, in tiles, of the runs that the XLA path multiplies at once: longest first, the last one tile.
+
+    On a CPU a product uses every core from about 200 rows on, so large tiles get lengths that leave few short runs.
+    Each length is one more loop to compile, so small tiles (little work) get few.
+    """
+    lengths = (8, 6, 4, 3, 2, 1) if tile >= 64 else (16, 4, 1)
+    return tuple(length for length in lengths if length <= tiles)

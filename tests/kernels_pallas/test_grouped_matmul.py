@@ -1,0 +1,271 @@
+"""The numerics contract of grouped_matmul: every back end against a float64 numpy loop over rows, on fresh inputs."""
+
+import functools
+import secrets
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_matmul, grouped_swiglu, ungroup_rows
+from kernels_pallas.grouped_matmul.api import IMPLEMENTATIONS
+
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+K, N = 24, 40
+
+
+@pytest.fixture
+def rng():
+    """Other numbers on every run; pytest shows the seed of a failed one."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+def implementation(request):
+    return request.param
+
+
+ROWS, GROUPS, TILE = 70, 4, 16  # shared by most cases, so that they share their compiled programs
+CASES = {
+    "uneven": lambda rng: rng.choice(GROUPS, ROWS, p=rng.dirichlet(np.full(GROUPS, 0.5))),
+    "unowned rows": lambda rng: rng.integers(-2, GROUPS + 2, ROWS),
+    "empty groups": lambda rng: rng.choice([1, 3], ROWS),
+    "all in one group": lambda rng: np.full(ROWS, 2),
+    "whole tiles": lambda rng: rng.permutation(np.repeat([0, 1, 3, -1], [32, 16, 16, 6])),
+    "skew": lambda rng: rng.permutation(np.repeat([0, 1, 2], [60, 1, 9])),
+    "nobody": lambda rng: np.full(ROWS, -1),
+    "one row": lambda rng: np.array([1]),
+    "more groups than rows": lambda rng: rng.integers(0, 40, 7),
+}
+OTHER_GROUPS = {"more groups than rows": 40}
+
+
+@pytest.fixture(params=CASES)
+def case(request, rng):
+    """(ids, number of groups, tile)"""
+    ids = CASES[request.param](rng)
+    return ids.astype(np.int32), OTHER_GROUPS.get(request.param, GROUPS), TILE if len(ids) == ROWS else None
+
+
+def draw(rng, dtype, *shape):
+    return np.asarray(rng.normal(size=shape), jnp.dtype(dtype))
+
+
+def float64(*arrays):
+    return [np.asarray(a, np.float64) for a in arrays]
+
+
+def reference(ids, x, *weights):
+    """One product a row and matrix; rows nobody owns stay zero."""
+    out = np.zeros((len(weights), len(ids), weights[0].shape[2]))
+    for row, group in enumerate(ids):
+        if 0 <= group < len(weights[0]):
+            out[:, row] = [x[row] @ w[group] for w in weights]
+    return out
+
+
+def reference_gradients(ids, x, dy, weights):
+    dx, dw = np.zeros_like(x), np.zeros_like(weights)
+    for row, group in enumerate(ids):
+        if 0 <= group < len(weights):
+            dx[row] = weights[group] @ dy[row]
+            dw[group] += np.outer(x[row], dy[row])
+    return dx, dw
+
+
+def assert_close(got, expected, dtype):
+    assert got.dtype == jnp.dtype(dtype)
+    assert got.shape == expected.shape
+    (got,) = float64(got)
+    assert np.linalg.norm(got - expected) <= TOLERANCE[dtype] * np.linalg.norm(expected)
+
+
+@functools.cache
+def compiled(implementation, groups, tile):
+    """Values, slots and gradients of all three products in one program."""
+
+    def one(function, x, dy, ids, *weights):
+        layout = align_rows(ids, groups, tile=tile)
+
+        def run(x, *weights):
+            slots = function(group_rows(x, layout), *weights, layout, implementation=implementation)
+            return ungroup_rows(slots, layout), slots
+
+        y, pull, slots = jax.vjp(run, x, *weights, has_aux=True)
+        return y, pull(dy), jnp.where((layout.row_of_slot == layout.num_rows)[:, None], slots, 0)
+
+    def every(ids, x, dy, w, w_up):
+        transposed = functools.partial(grouped_matmul, transpose_weights=True)
+        return (
+            one(grouped_matmul, x, dy, ids, w),
+            one(transposed, x, dy, ids, jnp.swapaxes(w, 1, 2)),
+            one(grouped_swiglu, x, dy, ids, w, w_up),
+        )
+
+    return jax.jit(every)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_values_and_gradients(rng, case, implementation, dtype):
+    ids, groups, tile = case
+    x, dy = draw(rng, dtype, len(ids), K), draw(rng, dtype, len(ids), N)
+    w, w_up = draw(rng, dtype, groups, K, N), draw(rng, dtype, groups, K, N)
+    got = jax.device_get(compiled(implementation, groups, tile)(ids, x, dy, w, w_up))
+    (plain, plain_gradients, _), (transposed, transposed_gradients, _), (swiglu, swiglu_gradients, _) = got
+
+    x64, dy64, w64, up64 = float64(x, dy, w, w_up)
+    gate, up = reference(ids, x64, w64, up64)
+    dx, dw = reference_gradients(ids, x64, dy64, w64)
+    for y, gradients in ((plain, plain_gradients), (transposed, transposed_gradients)):
+        assert_close(y, gate, dtype)
+        assert_close(gradients[0], dx, dtype)
+    assert_close(plain_gradients[1], dw, dtype)
+    assert_close(transposed_gradients[1], np.swapaxes(dw, 1, 2), dtype)
+
+    sigmoid = 1 / (1 + np.exp(-gate))
+    from_gate = reference_gradients(ids, x64, dy64 * up * sigmoid * (1 + gate * (1 - sigmoid)), w64)
+    from_up = reference_gradients(ids, x64, dy64 * gate * sigmoid, up64)
+    assert_close(swiglu, gate * sigmoid * up, dtype)
+    assert_close(swiglu_gradients[0], from_gate[0] + from_up[0], dtype)
+    assert_close(swiglu_gradients[1], from_gate[1], dtype)
+    assert_close(swiglu_gradients[2], from_up[1], dtype)
+
+    empty = np.setdiff1d(np.arange(groups), ids)
+    for _, (_, *weight_gradients), padding in got:
+        assert not np.any(padding)
+        assert not any(np.any(d[empty]) for d in weight_gradients)
+
+
+def test_zeros_give_exact_zeros(implementation):
+    ids, zero = np.arange(-1, ROWS - 1, dtype=np.int32) % 6, functools.partial(np.zeros, dtype=np.float32)
+    inputs = zero((ROWS, K)), zero((ROWS, N)), zero((GROUPS, K, N)), zero((GROUPS, K, N))
+    assert not any(np.any(a) for a in jax.tree.leaves(compiled(implementation, GROUPS, TILE)(ids, *inputs)))
+
+
+def test_products_of_bfloat16_accumulate_in_float32(implementation):
+    # 256 + 256 / 64: each small term is lost in a sum of bfloat16's eight bits.
+    layout = align_rows(jnp.zeros(1, jnp.int32), 1)
+    x = jnp.ones((1, 257), jnp.bfloat16)
+    weights = jnp.concatenate([jnp.full((1, 1, 1), 256.0), jnp.ones((1, 256, 1)) / 64], axis=1).astype(jnp.bfloat16)
+    y = grouped_matmul(group_rows(x, layout), weights, layout, implementation=implementation)
+    assert y[0, 0] == 260
+
+
+def problem(rng, implementation):
+    """A loss of (x, weights, ids) over two products, small enough to be transformed in every way."""
+    x, weights = (jnp.asarray(draw(rng, "float32", *shape)) for shape in ((33, K), (3, K, N)))
+    weights, ids = weights / K**0.5, jnp.asarray(rng.integers(-1, 3, 33), jnp.int32)
+
+    def loss(x, weights, ids):
+        layout = align_rows(ids, 3, tile=4)
+        rows = group_rows(x, layout)
+        h = grouped_swiglu(rows, weights, weights + 1, layout, implementation=implementation)
+        y = grouped_matmul(h, weights, layout, transpose_weights=True, implementation=implementation)
+        return jnp.sum(jnp.sin(ungroup_rows(y, layout)))
+
+    return loss, x, weights, ids
+
+
+def assert_same(got, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, expected)
+
+
+def test_rematerialised_gradient_is_the_gradient(rng, implementation):
+    loss, *inputs = problem(rng, implementation)
+    plain = jax.jit(jax.grad(loss, (0, 1)))(*inputs)
+    assert_same(jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(*inputs), plain)
+
+
+def test_vmap_is_a_loop(rng, implementation):
+    loss, x, weights, ids = problem(rng, implementation)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    xs, many_ids = jnp.stack([x, -x]), jnp.stack([ids, (ids + 2) % 4 - 1])
+    expected = [gradient(a, weights, i) for a, i in zip(xs, many_ids, strict=True)]
+    got = jax.vmap(gradient, (0, None, 0))(xs, weights, many_ids)
+    assert_same(got, jax.tree.map(lambda *a: jnp.stack(a), *expected))
+    same_layout = jax.vmap(gradient, (0, None, None))(xs, weights, ids)
+    assert_same(jax.tree.map(lambda a: a[0], same_layout), expected[0])
+
+
+def test_scan_over_layers_is_a_loop(rng, implementation):
+    _, x, weights, ids = problem(rng, implementation)
+    layers = jnp.stack([weights, -weights])
+
+    def layer(h, weights, layout):
+        y = grouped_swiglu(h, weights, weights, layout, implementation=implementation)
+        return h + grouped_matmul(y, weights, layout, transpose_weights=True, implementation=implementation)
+
+    def scanned(x, layers):
+        layout = align_rows(ids, 3, tile=4)
+        h, _ = jax.lax.scan(lambda h, w: (layer(h, w, layout), None), group_rows(x, layout), layers)
+        return jnp.sum(jnp.sin(h))
+
+    def unrolled(x, layers):
+        layout = align_rows(ids, 3, tile=4)
+        return jnp.sum(jnp.sin(layer(layer(group_rows(x, layout), layers[0], layout), layers[1], layout)))
+
+    assert_same(jax.jit(jax.grad(scanned, (0, 1)))(x, layers), jax.jit(jax.grad(unrolled, (0, 1)))(x, layers))
+
+
+def test_inside_shard_map_each_device_groups_its_own_rows(rng, implementation):
+    loss, x, weights, _ = problem(rng, implementation)
+    devices = min(8, jax.device_count())
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    xs = jnp.asarray(draw(rng, "float32", devices, *x.shape))
+    ids = jnp.asarray(rng.integers(-1, 3, (devices, x.shape[0])), jnp.int32).at[0].set(1)
+
+    def local(x, weights, ids):
+        value, gradient = jax.value_and_grad(loss, 1)(x[0], weights, ids[0])
+        return jax.lax.psum((value, gradient), "data")
+
+    split = PartitionSpec("data")
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(split, PartitionSpec(), split), out_specs=PartitionSpec(), check_vma=False
+    )
+    alone = jax.jit(jax.value_and_grad(loss, 1))
+    each = [alone(a, weights, i) for a, i in zip(xs, ids, strict=True)]
+    assert_same(jax.jit(sharded)(xs, weights, ids), jax.tree.map(lambda *a: sum(a), *each))
+
+
+def test_a_policy_can_save_the_products_by_name(rng):
+    loss, *inputs = problem(rng, "xla")
+    loops = {}
+    for name, policy in {
+        "nothing": jax.checkpoint_policies.nothing_saveable,
+        "named": jax.checkpoint_policies.save_only_these_names("grouped_matmul"),
+    }.items():
+        text = str(jax.make_jaxpr(jax.grad(jax.checkpoint(loss, policy=policy)))(*inputs))
+        loops[name] = text.count(" while[")
+    assert loops["named"] < loops["nothing"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": (15, K)}, r"x: got float32\[15, 24\], expected \[P="),
+        ({"weights": (4, K, N)}, r"weights: got float32\[4, 24, 40\], expected float32\[G=3, K=24, N\]"),
+        ({"weights": (3, K + 1, N)}, r"weights: got float32\[3, 25, 40\], expected float32\[G=3, K=24, N\]"),
+        ({"weights": (3, K, N), "transpose_weights": True}, r"weights: .* expected float32\[G=3, N, K=24\]"),
+        ({"dtype": "bfloat16"}, r"weights: got bfloat16\[3, 24, 40\], expected float32"),
+        ({"implementation": "xlaa"}, r"implementation: got 'xlaa', expected one of reference, xla"),
+    ],
+)
+def test_a_misfit_is_named_in_one_line(change, message):
+    layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=8)
+    x = jnp.zeros(change.get("x", (layout.num_slots, K)))
+    weights = jnp.zeros(change.get("weights", (3, K, N)), change.get("dtype", "float32"))
+    options = {k: v for k, v in change.items() if k in ("transpose_weights", "implementation")}
+    with pytest.raises(ValueError, match=message) as caught:
+        grouped_matmul(x, weights, layout, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_swiglu_names_the_matrix_that_differs():
+    layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=8)
+    x, w_gate = jnp.zeros((layout.num_slots, K)), jnp.zeros((3, K, N))
+    with pytest.raises(ValueError, match=r"w_up: got bfloat16\[3, 24, 40\], expected float32\[G=3, K=24, N=40\]"):
+        grouped_swiglu(x, w_gate, jnp.zeros((3, K, N), jnp.bfloat16), layout)

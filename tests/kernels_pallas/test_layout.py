@@ -1,0 +1,138 @@
+"""Properties of the tile-aligned layout, of moving rows in and out of it, and of per-group scales."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels_pallas.grouped_matmul import (
+    align_rows,
+    group_of_slot,
+    group_rows,
+    grouped_scale,
+    ungroup_rows,
+)
+from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
+
+
+def random_layout(rng, rows=103, groups=4, tile=8):
+    ids = rng.integers(-2, groups + 2, rows)
+    return ids, align_rows(jnp.asarray(ids, jnp.int32), groups, tile=tile)
+
+
+@pytest.mark.parametrize("tile", [1, 3, 8, 64, None])
+def test_every_owned_row_has_one_slot_in_a_tile_of_its_group(rng, tile):
+    ids, layout = random_layout(rng, tile=tile)
+    owned = (ids >= 0) & (ids < 4)
+    slots = np.asarray(layout.slot_of_row)
+    assert np.all(slots[~owned] == layout.num_slots)
+    assert len(set(slots[owned])) == owned.sum()
+    np.testing.assert_array_equal(np.asarray(layout.row_of_slot)[slots[owned]], np.flatnonzero(owned))
+    assert np.sum(np.asarray(layout.row_of_slot) < len(ids)) == owned.sum()
+    np.testing.assert_array_equal(np.asarray(layout.tile_groups)[slots[owned] // layout.tile], ids[owned])
+    np.testing.assert_array_equal(group_of_slot(layout)[slots[owned]], ids[owned])
+    np.testing.assert_array_equal(layout.group_sizes, np.bincount(ids[owned], minlength=4))
+    assert layout.live_tiles == sum(-(-np.sum(ids == g) // layout.tile) for g in range(4))
+    assert np.all(slots[owned] < layout.live_tiles * layout.tile)
+
+
+def test_rows_keep_their_order_within_a_group(rng):
+    ids, layout = random_layout(rng)
+    for group in range(4):
+        slots = np.asarray(layout.slot_of_row)[ids == group]
+        np.testing.assert_array_equal(np.diff(slots), 1)
+
+
+def test_the_bound_on_tiles_is_reached_and_never_passed(rng):
+    for _ in range(200):
+        rows, groups, tile = rng.integers(1, [60, 9, 20]).tolist()
+        sizes = np.bincount(rng.integers(0, groups, rows), minlength=groups)
+        assert np.sum(-(-sizes // tile)) <= num_tiles(rows, groups, tile)
+    assert num_tiles(9, 3, 4) == 4  # 1 + 1 + 7 rows fill 1 + 1 + 2 tiles
+    assert num_tiles(2, 5, 8) == 2
+
+
+def test_a_few_decoding_rows_take_few_slots():
+    for rows in (1, 4, 16, 64):
+        tile = choose_tile(rows, 3)
+        assert tile <= 8
+        assert num_tiles(rows, 3, tile) * tile <= rows + 3 * 8
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "bool"])
+def test_rows_come_back_and_padding_is_zero(rng, shape, dtype):
+    ids, layout = random_layout(rng)
+    x = jnp.asarray(rng.integers(1, 9, (len(ids), *shape)), dtype)
+    owned = (ids >= 0) & (ids < 4)
+    grouped = group_rows(x, layout)
+    back = ungroup_rows(grouped, layout)
+    assert grouped.dtype == back.dtype == x.dtype
+    np.testing.assert_array_equal(back[owned], x[owned])
+    assert not np.any(np.asarray(back[~owned]))
+    assert not np.any(np.asarray(grouped)[np.asarray(layout.row_of_slot) == len(ids)])
+
+
+def test_the_gradient_of_moving_rows_is_the_transpose_and_no_scatter(rng):
+    ids, layout = random_layout(rng)
+    x = jnp.asarray(rng.normal(size=(len(ids), 5)), jnp.float32)
+    y = jnp.asarray(rng.normal(size=(layout.num_slots, 5)), jnp.float32)
+    there, back = jax.vjp(lambda x: group_rows(x, layout), x)
+    out, forth = jax.vjp(lambda y: ungroup_rows(y, layout), y)
+    # <A x, y> = <x, A^T y> for both, each against the other operation.
+    np.testing.assert_array_equal(back(y)[0], out)
+    np.testing.assert_array_equal(forth(x)[0], there)
+    np.testing.assert_allclose(jnp.vdot(there, y), jnp.vdot(x, out), rtol=1e-4, atol=1e-4)
+    for function, argument in ((group_rows, x), (ungroup_rows, y)):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda a, f=function: jnp.sum(f(a, layout) ** 2)))(argument)
+        assert "scatter" not in str(jaxpr)
+
+
+@pytest.mark.parametrize("middle", [(), (3,)])
+def test_scale_is_each_groups_gain_with_its_gradient(rng, middle):
+    ids, layout = random_layout(rng)
+    gain = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    x = group_rows(jnp.asarray(rng.normal(size=(len(ids), *middle, 6)), jnp.float32), layout)
+    dy = group_rows(jnp.asarray(rng.normal(size=(len(ids), *middle, 6)), jnp.float32), layout)
+    y, pull = jax.vjp(jax.jit(lambda x, gain: grouped_scale(x, gain, layout)), x, gain)
+    dx, dgain = pull(dy)
+    of_slot = np.asarray(gain, np.float64)[np.asarray(group_of_slot(layout))]
+    of_slot = of_slot.reshape(layout.num_slots, *(1,) * len(middle), 6)
+    np.testing.assert_allclose(y, x * of_slot, rtol=1e-6)
+    np.testing.assert_allclose(dx, dy * of_slot, rtol=1e-6)
+    expected = np.zeros((4, 6))
+    products = (np.asarray(x, np.float64) * np.asarray(dy, np.float64)).reshape(layout.num_slots, -1, 6).sum(1)
+    np.add.at(expected, np.asarray(group_of_slot(layout)), products)
+    np.testing.assert_allclose(dgain, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_keeps_the_dtype_of_its_rows_and_empty_groups_get_no_gradient():
+    layout = align_rows(jnp.full((9,), 1, jnp.int32), 3, tile=4)
+    x = jnp.ones((layout.num_slots, 2), jnp.bfloat16)
+    y, pull = jax.vjp(lambda x, gain: grouped_scale(x, gain, layout), x, jnp.ones((3, 2)))
+    dx, dgain = pull(group_rows(jnp.ones((9, 2), jnp.bfloat16), layout))
+    assert (y.dtype, dx.dtype, dgain.dtype) == ("bfloat16", "bfloat16", "float32")
+    np.testing.assert_array_equal(dgain, [[0, 0], [9, 9], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda layout: group_rows(jnp.zeros((11, 2)), layout), r"x: got float32\[11, 2\], expected \[T=10, \.\.\.\]"),
+        (
+            lambda layout: ungroup_rows(jnp.zeros((10, 2)), layout),
+            r"y: got float32\[10, 2\], expected \[P=24, \.\.\.\]",
+        ),
+        (
+            lambda layout: grouped_scale(jnp.zeros((24, 2)), jnp.zeros((4, 2)), layout),
+            r"gain: got float32\[4, 2\], expected \[G=3, D=2\]",
+        ),
+        (lambda _: align_rows(jnp.zeros(3, jnp.int32), 0), r"num_groups: got 0, expected at least 1"),
+        (lambda _: align_rows(jnp.zeros(3, jnp.int32), 2, tile=0), r"tile: got 0, expected at least 1 row"),
+    ],
+)
+def test_a_misfit_is_named_in_one_line(call, message):
+    layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=8)
+    with pytest.raises(ValueError, match=message) as caught:
+        call(layout)
+    assert "\n" not in str(caught.value)
