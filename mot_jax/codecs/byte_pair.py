@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
@@ -79,10 +79,10 @@ class BytePairText(Codec, kind="byte_pair"):
             raise DataError(f"byte_pair: the tokenizer has no token {token!r}{nearest(token, special)}")
         return found
 
-    def encode(self, value: str) -> np.ndarray:
+    def encode(self, value: Any) -> np.ndarray:
         return self.encode_many([value])[0]
 
-    def encode_many(self, values: Sequence[str]) -> list[np.ndarray]:
+    def encode_many(self, values: Sequence[Any]) -> list[np.ndarray]:
         """Many strings at once, on all cores. No special tokens are added."""
         for value in values:
             if not isinstance(value, str):
@@ -99,13 +99,13 @@ class BytePairText(Codec, kind="byte_pair"):
     def show(self, codes: np.ndarray) -> str:
         return self.decode(codes)
 
-    def save(self, directory: epath.Path) -> None:
+    def save(self, directory: epath.PathLike) -> None:
         directory = epath.Path(directory)
         (directory / TOKENIZER).write_text(self.tokenizer.to_str(pretty=True))
         (directory / MARKERS).write_text(json.dumps(self._markers, indent=2) + "\n")
 
     @classmethod
-    def load(cls, directory: epath.Path) -> "BytePairText":
+    def load(cls, directory: epath.PathLike) -> "BytePairText":
         directory = epath.Path(directory)
         try:
             markers = json.loads((directory / MARKERS).read_text())

@@ -1,5 +1,7 @@
 """Pictures of one size as a grid of square patches, each the nearest entry of a codebook."""
 
+from typing import Any
+
 import numpy as np
 from etils import epath
 from jaxtyping import Int32, UInt8
@@ -28,9 +30,9 @@ class ImagePatches(Codec, kind="image_patches"):
         self.span_length = (height // patch_size) * (width // patch_size)
 
     @classmethod
-    def fit(cls, images: UInt8[np.ndarray, "N ..."], *, patch_size: int, codes: int, seed: int = 0) -> "ImagePatches":
+    def fit(cls, images: np.ndarray, *, patch_size: int, codes: int, seed: int = 0) -> "ImagePatches":
         """A codebook of `codes` patches from pictures [N, h, w] or [N, h, w, 3]."""
-        if images.ndim not in (3, 4) or images.dtype != np.uint8:
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
             raise DataError(f"image_patches: expected uint8 [n, h, w] or [n, h, w, 3], got {_describe(images)}")
         if codes < 2:
             raise DataError(f"image_patches: {codes} codes; expected the blank and at least one more")
@@ -45,11 +47,11 @@ class ImagePatches(Codec, kind="image_patches"):
         codebook = np.concatenate([np.zeros((1, patches.shape[1]), np.uint8), np.rint(centroids).astype(np.uint8)])
         return cls(codebook, height=height, width=width, channels=channels, patch_size=patch_size)
 
-    def encode(self, value: UInt8[np.ndarray, "h w *channels"]) -> Int32[np.ndarray, "C"]:
+    def encode(self, value: Any) -> Int32[np.ndarray, "C"]:
         return self.encode_many(np.asarray(value)[None])[0]
 
-    def encode_many(self, images: UInt8[np.ndarray, "N h w *channels"]) -> Int32[np.ndarray, "N C"]:
-        """Many pictures at once; raises DataError unless they are uint8 of exactly this codec's size."""
+    def encode_many(self, images: np.ndarray) -> Int32[np.ndarray, "N C"]:
+        """Many pictures [N, h, w] or [N, h, w, 3] at once; raises DataError unless uint8 of this codec's size."""
         expected = (self.height, self.width) + ((self.channels,) if self.channels > 1 else ())
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise DataError(f"image_patches: expected a uint8 picture {expected}, got {_describe(images[0])}")
@@ -58,11 +60,11 @@ class ImagePatches(Codec, kind="image_patches"):
         owner, _ = kmeans.assign(patches.reshape(-1, patches.shape[-1]).astype(dtype), self.codebook.astype(dtype))
         return owner.reshape(len(images), self.span_length)
 
-    def decode(self, codes: Int32[np.ndarray, "C"]) -> UInt8[np.ndarray, "h w *channels"]:
+    def decode(self, codes: np.ndarray) -> UInt8[np.ndarray, "h w *channels"]:
         return self.decode_many(np.asarray(codes)[None])[0]
 
-    def decode_many(self, codes: Int32[np.ndarray, "N C"]) -> UInt8[np.ndarray, "N h w *channels"]:
-        """Many pictures at once; raises DataError for another number of codes or a code out of range."""
+    def decode_many(self, codes: np.ndarray) -> UInt8[np.ndarray, "N h w *channels"]:
+        """Many pictures at once, codes [N, C]; raises DataError for another number of codes or a code out of range."""
         codes = storage.check_codes(self.kind, codes, self.size)
         if codes.shape[1:] != (self.span_length,):
             raise DataError(f"image_patches: {codes.shape[1:]} codes a picture, expected {self.span_length}")
@@ -71,12 +73,12 @@ class ImagePatches(Codec, kind="image_patches"):
     def show(self, codes: np.ndarray) -> np.ndarray:
         return self.decode(codes)
 
-    def save(self, directory: epath.Path) -> None:
+    def save(self, directory: epath.PathLike) -> None:
         settings = {name: getattr(self, name) for name in ("height", "width", "channels", "patch_size")}
         storage.save(directory, settings, self.codebook)
 
     @classmethod
-    def load(cls, directory: epath.Path) -> "ImagePatches":
+    def load(cls, directory: epath.PathLike) -> "ImagePatches":
         settings, codebook = storage.load(directory)
         return cls(codebook, **settings)
 

@@ -1,5 +1,7 @@
 """Speech as units: k-means of stacked log-mel frames, 25 a second; back to sound by Griffin-Lim."""
 
+from typing import Any
+
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int16, Int32, UInt8
@@ -34,14 +36,14 @@ class SpeechUnits(Codec, kind="speech_units"):
         """Units from the stacked frames of many waveforms, as `features` gives them."""
         return cls(kmeans.fit(features, codes, seed=seed), sample_rate=sample_rate)
 
-    def encode(self, value: Int16[np.ndarray, "T"] | Float[np.ndarray, "T"]) -> Int32[np.ndarray, "U"]:
+    def encode(self, value: Any) -> Int32[np.ndarray, "U"]:
         return self.quantise(features(value, self.sample_rate))
 
     def quantise(self, rows: Float[np.ndarray, "N D"]) -> Int32[np.ndarray, "N"]:
         """The nearest unit of each stacked pair of frames."""
         return kmeans.assign(rows, self.codebook)[0]
 
-    def decode(self, codes: Int32[np.ndarray, "U"]) -> Int16[np.ndarray, "T"]:
+    def decode(self, codes: np.ndarray) -> Int16[np.ndarray, "T"]:
         """T = 2 * hop * U samples: a waveform whose spectrogram is near the units' (the phase is estimated)."""
         codes = storage.check_codes(self.kind, codes, self.size)
         hop = hop_length(self.sample_rate)
@@ -59,11 +61,11 @@ class SpeechUnits(Codec, kind="speech_units"):
         frames = (self.codebook[codes].reshape(-1, BANDS) - low) / max(high - low, 1e-9)
         return np.rint(255 * frames.T[::-1]).astype(np.uint8)
 
-    def save(self, directory: epath.Path) -> None:
+    def save(self, directory: epath.PathLike) -> None:
         storage.save(directory, {"sample_rate": self.sample_rate}, self.codebook)
 
     @classmethod
-    def load(cls, directory: epath.Path) -> "SpeechUnits":
+    def load(cls, directory: epath.PathLike) -> "SpeechUnits":
         settings, codebook = storage.load(directory)
         return cls(codebook, **settings)
 
@@ -73,9 +75,7 @@ def hop_length(sample_rate: int) -> int:
     return sample_rate // 50
 
 
-def features(
-    waveform: Int16[np.ndarray, "T"] | Float[np.ndarray, "T"], sample_rate: int
-) -> Float[np.ndarray, "units values"]:
+def features(waveform: np.ndarray, sample_rate: int) -> Float[np.ndarray, "units values"]:
     """Two neighbouring log-mel frames a row, 25 rows a second; the end is padded with silence to a whole row.
 
     Raises:

@@ -9,7 +9,7 @@ from etils import epath
 from mot_jax.errors import DataError
 
 
-def save(directory: epath.Path, settings: dict[str, int], codebook: np.ndarray) -> None:
+def save(directory: epath.PathLike, settings: dict[str, int], codebook: np.ndarray) -> None:
     """Writes both files; the same content gives the same bytes."""
     directory = epath.Path(directory)
     (directory / "codec.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
@@ -18,7 +18,7 @@ def save(directory: epath.Path, settings: dict[str, int], codebook: np.ndarray) 
     (directory / "codebook.npy").write_bytes(buffer.getvalue())
 
 
-def load(directory: epath.Path) -> tuple[dict[str, int], np.ndarray]:
+def load(directory: epath.PathLike) -> tuple[dict[str, int], np.ndarray]:
     """(settings, codebook); raises DataError where a file is missing or damaged."""
     directory = epath.Path(directory)
     try:

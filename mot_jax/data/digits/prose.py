@@ -79,11 +79,12 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _passages(paragraph: str) -> Iterator[str]:
-    """Neighbouring sentences, as many as fit into LONGEST characters."""
+    """Neighbouring sentences, as many as fit into LONGEST characters; what is shorter than SHORTEST is left out."""
     passage = ""
     for sentence in re.split(r"(?<=[.!?:]) (?=[A-Z\"])", paragraph):
         if passage and len(passage) + 1 + len(sentence) > LONGEST:
-            yield passage
+            if len(passage) >= SHORTEST:
+                yield passage
             passage = ""
         passage = f"{passage} {sentence}" if passage else sentence
     if len(passage) >= SHORTEST:

@@ -53,19 +53,27 @@ def plan(voices: tuple[str, ...], repeats: int, rng: np.random.Generator) -> Pla
     return Plan(np.array([digit for digit, _ in who]), tuple(voice for _, voice in who), requests)
 
 
-def synthesise(
-    requests: tuple[tuple[str, str, int, int, int], ...], seed: int
-) -> tuple[list[Int16[np.ndarray, "_"]], int]:
-    """The waveforms and their sample rate in Hz; the same requests and seed give the same samples.
-
-    Raises:
-      DataError: espeakng_loader is not installed, lacks a voice, or fails.
-    """
+def find_espeak() -> tuple[str, str]:
+    """(library, its data) of the installed espeakng_loader; raises DataError when there is none."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise DataError("the spoken digits need the package espeakng-loader: pip install 'mot_jax[digits]'")
     import espeakng_loader
 
-    library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+
+
+def synthesise(
+    espeak: tuple[str, str], requests: tuple[tuple[str, str, int, int, int], ...], seed: int
+) -> tuple[list[Int16[np.ndarray, "_"]], int]:
+    """The waveforms and their sample rate in Hz; the same requests and seed give the same samples.
+
+    Args:
+      espeak: as `find_espeak` gives it.
+
+    Raises:
+      DataError: espeak-ng lacks a voice, or fails.
+    """
+    library, data = espeak
     # The synthesiser takes an unknown variant for its plain voice and says nothing of it.
     known = {path.name for path in (pathlib.Path(data) / "voices" / "!v").iterdir()}
     for missing in sorted({voice.partition("+")[2] for _, voice, *_ in requests} - known):
