@@ -1,7 +1,7 @@
 """A MoT training step against the dense step of equal FLOPs: `python benchmarks/step_time.py [--json FILE]`.
 
-Two settings: the default digits config's model (T = 1024), and width 512 with 8192 tokens (the 94M preset's layers).
-Tokens are half text, half image (and speech in the default); both arms see the same batch.
+Two settings: the default config, and two layers of the 94M preset with 8192 tokens. Half of the tokens are text, the
+others image (and speech in the default); both arms see the same batch.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import report
 
 from mot_jax.batch import Batch
 from mot_jax.config import Data, Model, Optimizer, Parallel, Run, resolve
+from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.state import init_state
@@ -20,11 +21,28 @@ from mot_jax.training.step import make_train_step
 from mot_jax.vocabulary import Vocabulary, build_vocabulary
 
 ALL = ("attention", "feed_forward", "norm")
-SETTINGS = {
-    "default (D=128, L=4, T=1024)": (Model(dim=128, num_layers=4, num_heads=4, ffn_dim=344), 4, 256, 60),
-    "94M layers (D=512, L=2 of 8, T=8192)": (Model(dim=512, num_layers=2, num_heads=8), 8, 1024, 6),
-}
-SHARES = {"default (D=128, L=4, T=1024)": (0.5, 0.3, 0.2), "94M layers (D=512, L=2 of 8, T=8192)": (0.5, 0.5)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A model, its batch of rows x length tokens, the modalities' shares of it, and how often to time each arm."""
+
+    model: Model
+    rows: int
+    length: int
+    shares: tuple[float, ...]
+    repeats: int
+
+
+def settings() -> dict[str, Setting]:
+    default, _ = load_run(["digits_mot"])
+    rows, length = default.data.global_batch_size, default.data.sequence_length
+    return {
+        f"default config (D=128, L=4, T={rows * length})": Setting(default.model, rows, length, (0.5, 0.3, 0.2), 60),
+        "94M layers (D=512, L=2 of 8, T=8192)": Setting(
+            Model(dim=512, num_layers=2, num_heads=8), 8, 1024, (0.5, 0.5), 6
+        ),
+    }
 
 
 def packed_batch(vocabulary: Vocabulary, rows: int, length: int, shares: tuple[float, ...]) -> Batch:
@@ -41,20 +59,19 @@ def packed_batch(vocabulary: Vocabulary, rows: int, length: int, shares: tuple[f
     return Batch(tokens, modality, ones, ones, positions, np.roll(tokens, -1, 1), ones.astype(np.float32))
 
 
-def steps(name: str):
+def steps(setting: Setting):
     """The dense and the MoT step of a setting, each as a call that runs one."""
-    model, rows, length, _ = SETTINGS[name]
-    others = [("image", 256, 16), ("speech", 200, None)][: len(SHARES[name]) - 1]
+    others = [("image", 256, 16), ("speech", 200, None)][: len(setting.shares) - 1]
     vocabulary = build_vocabulary(1024, others)
-    batch = packed_batch(vocabulary, rows, length, SHARES[name])
+    batch = packed_batch(vocabulary, setting.rows, setting.length, setting.shares)
     mesh = make_mesh(Parallel(), jax.devices()[:1])
     tx, _ = make_optimizer(Optimizer(), 1000)
     calls = {}
     for arm, untied in (("dense", ()), ("mot", ALL)):
-        resolved = resolve(dataclasses.replace(model, untied=untied), vocabulary.names, vocabulary.size)
-        run = Run(model=resolved, data=Data(global_batch_size=rows, sequence_length=length))
+        model = resolve(dataclasses.replace(setting.model, untied=untied), vocabulary.names, vocabulary.size)
+        run = Run(model=model, data=Data(global_batch_size=setting.rows, sequence_length=setting.length))
         step = make_train_step(run, vocabulary, mesh, tx)
-        states = [init_state(resolved, tx, mesh, 0)]
+        states = [init_state(model, tx, mesh, 0)]
 
         def call(step=step, states=states):
             states[0], metrics = step(states[0], batch)
@@ -69,8 +86,8 @@ def main() -> None:
     parser.add_argument("--json", help="also write the rows here")
     args = parser.parse_args()
     rows = []
-    for name, (_, _, _, repeats) in SETTINGS.items():
-        seconds = report.alternate(steps(name), repeats)
+    for name, setting in settings().items():
+        seconds = report.alternate(steps(setting), setting.repeats)
         rows += [report.row(f"{arm}: {name}", seconds[arm], "dense", seconds["dense"]) for arm in seconds]
     report.show("training step, optimizer included", rows, args.json)
 

@@ -1,7 +1,6 @@
 """A packed batch of documents: the one thing that data and model share."""
 
 import dataclasses
-
 from typing import Any
 
 import jax
