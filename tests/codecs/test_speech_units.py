@@ -99,6 +99,13 @@ def test_a_sine_lands_in_the_band_of_its_frequency():
         assert abs(band - expected) <= 1
 
 
+def test_a_frame_is_centred_on_its_hop():
+    for hop in (0, 10, 19):
+        click = np.zeros(20 * 441)
+        click[hop * 441 + 220] = 1
+        assert power_spectrogram(click, window=1024, hop=441).sum(1).argmax() == hop
+
+
 def test_inverted_mel_powers_come_back(rng):
     filters = mel_filters(RATE, 1024, BANDS)
     mel_power = rng.exponential(size=(6, 513)) @ filters.T
