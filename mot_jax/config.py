@@ -7,7 +7,7 @@ H head dimension, F feed-forward, G groups, M modalities, V vocabulary, A positi
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mot_jax.errors import ConfigError, nearest
 
@@ -74,9 +74,11 @@ class Model:
 class Source:
     """A preparation: turns something outside into a data set on disk. Subclass it to bring your own."""
 
+    version: ClassVar[int] = 1  # raise it when prepare() makes something else of the same fields
+
     def fingerprint(self) -> dict[str, object]:
         """Everything that shapes the result, JSON-able; the cache is keyed by it."""
-        return {"source": type(self).__name__, **dataclasses.asdict(self)}
+        return {"source": type(self).__name__, "version": self.version, **dataclasses.asdict(self)}
 
     def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
         """Writes the data set into `directory`; `report(what, fraction)` shows progress."""
