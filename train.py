@@ -5,6 +5,7 @@ import sys
 from etils import epath
 
 from mot_jax.cli import parse_train, run_main
+from mot_jax.training.host_memory import keep_freed_pages
 from mot_jax.training.run_directory import check_directory, new_directory
 
 
@@ -13,6 +14,7 @@ def main(argv: list[str]) -> int:
     run_dir = epath.Path(arguments.run_dir) if arguments.run_dir else new_directory(arguments.name)
     check_directory(run_dir, arguments.resume, arguments.run)  # refuses at once, before the slow imports
 
+    keep_freed_pages()  # before jax starts threads that allocate
     import jax
 
     devices = jax.devices()

@@ -15,6 +15,7 @@ from mot_jax.batch import Batch
 from mot_jax.config import Data, Model, Optimizer, Parallel, Run, resolve
 from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh
+from mot_jax.training.host_memory import keep_freed_pages
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.state import init_state
 from mot_jax.training.step import make_train_step
@@ -85,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", help="also write the rows here")
     args = parser.parse_args()
+    keep_freed_pages()  # as train.py does
     rows = []
     for name, setting in settings().items():
         seconds = report.alternate(steps(setting), setting.repeats)
