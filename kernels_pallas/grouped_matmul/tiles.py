@@ -22,5 +22,5 @@ def run_lengths(tiles: int, tile: int) -> tuple[int, ...]:
     On a CPU a product uses every core from about 200 rows on, so large tiles get lengths that leave few short runs.
     Each length is one more loop to compile, so small tiles (little work) get few.
     """
-    lengths = (8, 6, 4, 3, 2, 1) if tile >= 64 else (16, 4, 1)
+    lengths = (5, 3, 2, 1) if tile >= 64 else (8, 3, 1)
     return tuple(length for length in lengths if length <= tiles)
