@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_matmul, grouped_swiglu, ungroup_rows
 from kernels_pallas.grouped_matmul.api import IMPLEMENTATIONS
+from kernels_pallas.grouped_matmul.xla import _runs
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 K, N = 24, 40
@@ -26,6 +27,12 @@ def rng():
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
 def implementation(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(IMPLEMENTATIONS.keys() - {"reference"}))
+def fast(request):
+    """A back end with a gradient of its own, which transformations could break."""
     return request.param
 
 
@@ -146,6 +153,25 @@ def test_zeros_give_exact_zeros(implementation):
     assert not any(np.any(a) for a in jax.tree.leaves(compiled(implementation, GROUPS, TILE)(ids, *inputs)))
 
 
+@pytest.mark.parametrize("tile", [8, 64])
+def test_runs_take_every_live_tile_of_its_group_once(rng, tile):
+    @jax.jit
+    def layout_and_runs(ids):
+        layout = align_rows(ids, 3, tile=tile)
+        return layout, [run[1:] for run in _runs(layout)], [jnp.zeros(run[0]) for run in _runs(layout)]
+
+    for shares in ([0.6, 0.4, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]):
+        layout, runs, lengths = layout_and_runs(rng.choice(3, 25 * tile, p=shares).astype(np.int32))
+        owners = np.full(len(layout.tile_groups), -1)
+        for (starts, groups, count), rows in zip(runs, map(len, lengths), strict=True):
+            for start, group in zip(starts[:count], groups[:count], strict=True):
+                assert np.all(owners[start // tile : (start + rows) // tile] == -1)
+                owners[start // tile : (start + rows) // tile] = group
+        live = int(layout.live_tiles)
+        np.testing.assert_array_equal(owners[:live], layout.tile_groups[:live])
+        assert np.all(owners[live:] == -1)
+
+
 def test_products_of_bfloat16_accumulate_in_float32(implementation):
     # 256 + 256 / 64: each small term is lost in a sum of bfloat16's eight bits.
     layout = align_rows(jnp.zeros(1, jnp.int32), 1)
@@ -161,7 +187,7 @@ def problem(rng, implementation):
     weights, ids = weights / K**0.5, jnp.asarray(rng.integers(-1, 3, 33), jnp.int32)
 
     def loss(x, weights, ids):
-        layout = align_rows(ids, 3, tile=4)
+        layout = align_rows(ids, 3, tile=16)
         rows = group_rows(x, layout)
         h = grouped_swiglu(rows, weights, weights + 1, layout, implementation=implementation)
         y = grouped_matmul(h, weights, layout, transpose_weights=True, implementation=implementation)
@@ -174,14 +200,14 @@ def assert_same(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, expected)
 
 
-def test_rematerialised_gradient_is_the_gradient(rng, implementation):
-    loss, *inputs = problem(rng, implementation)
+def test_rematerialised_gradient_is_the_gradient(rng, fast):
+    loss, *inputs = problem(rng, fast)
     plain = jax.jit(jax.grad(loss, (0, 1)))(*inputs)
     assert_same(jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(*inputs), plain)
 
 
-def test_vmap_is_a_loop(rng, implementation):
-    loss, x, weights, ids = problem(rng, implementation)
+def test_vmap_is_a_loop(rng, fast):
+    loss, x, weights, ids = problem(rng, fast)
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
     xs, many_ids = jnp.stack([x, -x]), jnp.stack([ids, (ids + 2) % 4 - 1])
     expected = [gradient(a, weights, i) for a, i in zip(xs, many_ids, strict=True)]
@@ -191,28 +217,28 @@ def test_vmap_is_a_loop(rng, implementation):
     assert_same(jax.tree.map(lambda a: a[0], same_layout), expected[0])
 
 
-def test_scan_over_layers_is_a_loop(rng, implementation):
-    _, x, weights, ids = problem(rng, implementation)
+def test_scan_over_layers_is_a_loop(rng, fast):
+    _, x, weights, ids = problem(rng, fast)
     layers = jnp.stack([weights, -weights])
 
     def layer(h, weights, layout):
-        y = grouped_swiglu(h, weights, weights, layout, implementation=implementation)
-        return h + grouped_matmul(y, weights, layout, transpose_weights=True, implementation=implementation)
+        y = grouped_swiglu(h, weights, weights, layout, implementation=fast)
+        return h + grouped_matmul(y, weights, layout, transpose_weights=True, implementation=fast)
 
     def scanned(x, layers):
-        layout = align_rows(ids, 3, tile=4)
+        layout = align_rows(ids, 3, tile=16)
         h, _ = jax.lax.scan(lambda h, w: (layer(h, w, layout), None), group_rows(x, layout), layers)
         return jnp.sum(jnp.sin(h))
 
     def unrolled(x, layers):
-        layout = align_rows(ids, 3, tile=4)
+        layout = align_rows(ids, 3, tile=16)
         return jnp.sum(jnp.sin(layer(layer(group_rows(x, layout), layers[0], layout), layers[1], layout)))
 
     assert_same(jax.jit(jax.grad(scanned, (0, 1)))(x, layers), jax.jit(jax.grad(unrolled, (0, 1)))(x, layers))
 
 
-def test_inside_shard_map_each_device_groups_its_own_rows(rng, implementation):
-    loss, x, weights, _ = problem(rng, implementation)
+def test_inside_shard_map_each_device_groups_its_own_rows(rng, fast):
+    loss, x, weights, _ = problem(rng, fast)
     devices = min(8, jax.device_count())
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     xs = jnp.asarray(draw(rng, "float32", devices, *x.shape))

@@ -14,10 +14,12 @@ from kernels_pallas.grouped_matmul import (
 )
 from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
 
+aligned = jax.jit(align_rows, static_argnums=1, static_argnames="tile")  # one compile for many small operations
+
 
 def random_layout(rng, rows=103, groups=4, tile=8):
     ids = rng.integers(-2, groups + 2, rows)
-    return ids, align_rows(jnp.asarray(ids, jnp.int32), groups, tile=tile)
+    return ids, aligned(jnp.asarray(ids, jnp.int32), groups, tile=tile)
 
 
 @pytest.mark.parametrize("tile", [1, 3, 8, 64, None])
@@ -107,7 +109,7 @@ def test_scale_is_each_groups_gain_with_its_gradient(rng, middle):
 
 
 def test_scale_keeps_the_dtype_of_its_rows_and_empty_groups_get_no_gradient():
-    layout = align_rows(jnp.full((9,), 1, jnp.int32), 3, tile=4)
+    layout = aligned(jnp.full((9,), 1, jnp.int32), 3, tile=4)
     x = jnp.ones((layout.num_slots, 2), jnp.bfloat16)
     y, pull = jax.vjp(lambda x, gain: grouped_scale(x, gain, layout), x, jnp.ones((3, 2)))
     dx, dgain = pull(group_rows(jnp.ones((9, 2), jnp.bfloat16), layout))
@@ -132,7 +134,7 @@ def test_scale_keeps_the_dtype_of_its_rows_and_empty_groups_get_no_gradient():
     ],
 )
 def test_a_misfit_is_named_in_one_line(call, message):
-    layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=8)
+    layout = aligned(jnp.zeros(10, jnp.int32), 3, tile=8)
     with pytest.raises(ValueError, match=message) as caught:
         call(layout)
     assert "\n" not in str(caught.value)
