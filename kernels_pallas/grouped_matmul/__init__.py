@@ -2,7 +2,6 @@
 
 from kernels_pallas.grouped_matmul.api import grouped_matmul, grouped_swiglu
 from kernels_pallas.grouped_matmul.layout import Layout, align_rows, group_of_slot, group_rows, ungroup_rows
-from kernels_pallas.grouped_matmul.scale import grouped_scale
 
 __all__ = [
     "Layout",
@@ -10,7 +9,6 @@ __all__ = [
     "group_of_slot",
     "group_rows",
     "grouped_matmul",
-    "grouped_scale",
     "grouped_swiglu",
     "ungroup_rows",
 ]

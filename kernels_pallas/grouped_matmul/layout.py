@@ -66,7 +66,7 @@ def align_rows(group_ids: Int32[Array, " T"], num_groups: int, *, tile: int | No
     slot = jnp.sum(owned * (seen - 1 + start), axis=1, dtype=jnp.int32)
     slot_of_row = jnp.where(jnp.any(owned, axis=1), slot, slots).astype(jnp.int32)
     row_of_slot = jnp.full((slots,), rows, jnp.int32)
-    row_of_slot = row_of_slot.at[slot_of_row].set(jnp.arange(rows, dtype=jnp.int32), mode="drop", unique_indices=True)
+    row_of_slot = row_of_slot.at[slot_of_row].set(jnp.arange(rows, dtype=jnp.int32), mode="drop")
     index = jnp.arange(tiles, dtype=jnp.int32)
     tile_groups = jnp.sum(index[:, None] >= end_tile, axis=1, dtype=jnp.int32)
     return Layout(

@@ -22,7 +22,14 @@ from mot_jax.nn.rows import Rows, enter, grouped_rows, leave, sequence_rows
 from mot_jax.parallel.collectives import gather
 from mot_jax.parallel.rules import local_shape
 
-REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+# "dots" keeps what products made; those of grouped weights are loops, and named instead.
+REMAT = {
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("grouped_matmul"),
+    ),
+    "full": None,
+}
 
 
 class Transformer(nnx.Module):

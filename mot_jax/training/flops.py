@@ -1,11 +1,6 @@
-"""Counting a model: parameters stored and activated, and the floating-point operations of training it."""
-
-import math
-
-import jax
+"""Counting the floating-point operations of training a model."""
 
 from mot_jax.config import Model, expand, heads
-from mot_jax.nn import transformer
 
 # Dense bfloat16 operations per second of one device, by the start of `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {
@@ -21,16 +16,6 @@ PEAK_FLOPS = {
     "NVIDIA A100": 312e12,
     "NVIDIA L4": 121e12,
 }
-
-
-def count_parameters(model: Model) -> tuple[int, int]:
-    """(stored, activated): a token activates one group's share of every untied parameter. `model` is resolved."""
-    stored = activated = 0
-    axes = jax.tree.leaves(transformer.logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple))
-    for leaf, names in zip(jax.tree.leaves(transformer.abstract(model)), axes, strict=True):
-        stored += math.prod(leaf.shape)
-        activated += math.prod(size for size, name in zip(leaf.shape, names, strict=True) if name != "group")
-    return stored, activated
 
 
 def forward_flops_per_token(model: Model, sequence_length: int) -> float:

@@ -21,8 +21,10 @@ from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
 from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream
 from mot_jax.data.prefetch import Prefetch
+from mot_jax.errors import ConfigError, nearest
+from mot_jax.nn import count
 from mot_jax.parallel.mesh import make_mesh
-from mot_jax.training import flops, run_directory
+from mot_jax.training import run_directory
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.curves import draw_losses
 from mot_jax.training.init_from import init_from
@@ -59,6 +61,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     dataset = open_dataset(place, verify=run.data.verify and run.data.path is not None)
     vocabulary = dataset.vocabulary
     run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
+    _check_names(run)
     mesh = make_mesh(run.parallel)
     tx, schedule = make_optimizer(run.optimizer, run.train.steps)
     train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
@@ -66,6 +69,8 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     fingerprint = stream_fingerprint(dataset, run.data, run.train.seed)
 
     with contextlib.ExitStack() as stack:
+        # The outermost, so that a signal cannot cut short the last checkpoint's way to disk.
+        caught = stack.enter_context(interruption())
         checkpoints = stack.enter_context(
             Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
         )
@@ -83,7 +88,6 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
         progress = stack.enter_context(TrainProgress(run.train.steps, start.step, console))
-        caught = stack.enter_context(interruption())
         job = Job(
             run=run,
             config_text=config_text,
@@ -113,6 +117,19 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         return 128 + caught.signal
     note(f"done: step {loop.step} after {took}, everything in {os.fspath(directory)}")
     return 0
+
+
+def _check_names(run: Run) -> None:
+    """Refuses names that only the data and the imported tasks can confirm, before any work is spent on the run."""
+    from mot_jax.evaluation.tasks import find_task
+
+    for name in run.train.modality_weights:
+        if name not in run.model.modalities:
+            raise ConfigError(
+                f"Train.modality_weights: no modality {name!r} in the data{nearest(name, run.model.modalities)}"
+            )
+    for task in run.eval.tasks:
+        find_task(task)
 
 
 def _restored(checkpoints: Checkpoints, state: TrainState, fingerprint: str) -> Start:
@@ -145,7 +162,7 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
 
 
 def _introduce(run: Run, directory: epath.Path, resumed: int | None, note: Callable[[str], None]) -> None:
-    stored, activated = flops.count_parameters(run.model)
+    stored, activated = count.stored(run.model), count.activated(run.model)
     note(f"run directory: {os.fspath(directory)}" + ("" if resumed is None else f", from step {resumed}"))
     note(f"parameters: {stored:,} stored, {activated:,} activated by a token")
     tokens = run.data.global_batch_size * run.data.sequence_length

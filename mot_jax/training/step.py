@@ -110,16 +110,17 @@ def make_train_step(
         grads, metrics = sharded_gradients(state.params, batch)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
 
-        def keep(new, old):
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        def update():
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state
 
+        # A branch, not a select: that would copy the optimizer's moments.
+        params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
         bad = 1 - finite.astype(jnp.int32)
-        state = TrainState(
-            params=keep(params, state.params),
-            opt_state=keep(opt_state, state.opt_state),
+        new = TrainState(
+            params=params,
+            opt_state=opt_state,
             step=state.step + 1,
             bad_steps=(state.bad_steps + 1) * bad,
             skipped=state.skipped + bad,
@@ -127,8 +128,8 @@ def make_train_step(
         one = jnp.float32(1)
         metrics["grad_norm"] = (norm, one)
         metrics["skipped"] = (bad.astype(jnp.float32), one)
-        metrics["bad_steps"] = (state.bad_steps.astype(jnp.float32), one)
-        return state, metrics
+        metrics["bad_steps"] = (new.bad_steps.astype(jnp.float32), one)
+        return new, metrics
 
     placed = state_shardings(run.model, tx, mesh)
     return jax.jit(

@@ -9,7 +9,6 @@ from kernels_pallas.grouped_matmul import (
     align_rows,
     group_of_slot,
     group_rows,
-    grouped_scale,
     ungroup_rows,
 )
 from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
@@ -90,33 +89,6 @@ def test_the_gradient_of_moving_rows_is_the_transpose_and_no_scatter(rng):
         assert "scatter" not in str(jaxpr)
 
 
-@pytest.mark.parametrize("middle", [(), (3,)])
-def test_scale_is_each_groups_gain_with_its_gradient(rng, middle):
-    ids, layout = random_layout(rng)
-    gain = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
-    x = group_rows(jnp.asarray(rng.normal(size=(len(ids), *middle, 6)), jnp.float32), layout)
-    dy = group_rows(jnp.asarray(rng.normal(size=(len(ids), *middle, 6)), jnp.float32), layout)
-    y, pull = jax.vjp(jax.jit(lambda x, gain: grouped_scale(x, gain, layout)), x, gain)
-    dx, dgain = pull(dy)
-    of_slot = np.asarray(gain, np.float64)[np.asarray(group_of_slot(layout))]
-    of_slot = of_slot.reshape(layout.num_slots, *(1,) * len(middle), 6)
-    np.testing.assert_allclose(y, x * of_slot, rtol=1e-6)
-    np.testing.assert_allclose(dx, dy * of_slot, rtol=1e-6)
-    expected = np.zeros((4, 6))
-    products = (np.asarray(x, np.float64) * np.asarray(dy, np.float64)).reshape(layout.num_slots, -1, 6).sum(1)
-    np.add.at(expected, np.asarray(group_of_slot(layout)), products)
-    np.testing.assert_allclose(dgain, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_scale_keeps_the_dtype_of_its_rows_and_empty_groups_get_no_gradient():
-    layout = aligned(jnp.full((9,), 1, jnp.int32), 3, tile=4)
-    x = jnp.ones((layout.num_slots, 2), jnp.bfloat16)
-    y, pull = jax.vjp(lambda x, gain: grouped_scale(x, gain, layout), x, jnp.ones((3, 2)))
-    dx, dgain = pull(group_rows(jnp.ones((9, 2), jnp.bfloat16), layout))
-    assert (y.dtype, dx.dtype, dgain.dtype) == ("bfloat16", "bfloat16", "float32")
-    np.testing.assert_array_equal(dgain, [[0, 0], [9, 9], [0, 0]])
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -124,10 +96,6 @@ def test_scale_keeps_the_dtype_of_its_rows_and_empty_groups_get_no_gradient():
         (
             lambda layout: ungroup_rows(jnp.zeros((10, 2)), layout),
             r"y: got float32\[10, 2\], expected \[P=24, \.\.\.\]",
-        ),
-        (
-            lambda layout: grouped_scale(jnp.zeros((24, 2)), jnp.zeros((4, 2)), layout),
-            r"gain: got float32\[4, 2\], expected \[G=3, D=2\]",
         ),
         (lambda _: align_rows(jnp.zeros(3, jnp.int32), 0), r"num_groups: got 0, expected at least 1"),
         (lambda _: align_rows(jnp.zeros(3, jnp.int32), 2, tile=0), r"tile: got 0, expected at least 1 row"),

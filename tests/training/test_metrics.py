@@ -6,6 +6,7 @@ import math
 import pytest
 
 from mot_jax.config import Model, resolve
+from mot_jax.nn import count
 from mot_jax.training import flops
 from mot_jax.training.curves import draw_losses, smooth
 from mot_jax.training.metrics import Clock, Window, json_ready
@@ -100,7 +101,7 @@ def test_untying_stores_more_and_activates_the_same():
     counts = {}
     for untied in ((), ("attention", "feed_forward", "norm")):
         model = resolve(Model(**{**vars(plain), "untied": untied}), ("text", "image", "speech"), 200)
-        counts[untied] = flops.count_parameters(model)
+        counts[untied] = count.stored(model), count.activated(model)
         assert flops.forward_flops_per_token(model, 64) == 2 * (
             2 * (32 * (32 + 2 * 16) + 32 * 32 + 64 * 32 + 3 * 32 * 48) + 32 * 256
         )
