@@ -189,8 +189,9 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
 def _import(module: str) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if module.endswith(".py") or "/" in module:
-        name = module.removesuffix(".py").strip("./").replace("/", ".")
+    if module.endswith(".py") or "/" in module or "" in module.split("."):
+        parts = module.removesuffix(".py").replace("/", ".").split(".")
+        name = ".".join(filter(None, parts)) or "my.module"
         raise ConfigError(f"--import: expected a module's name, such as {name}, got {module!r}")
     try:
         importlib.import_module(module)

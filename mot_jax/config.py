@@ -78,7 +78,12 @@ class Source:
 
     def fingerprint(self) -> dict[str, object]:
         """Everything that shapes the result, JSON-able; the cache is keyed by it."""
-        return {"source": type(self).__name__, "version": self.version, **dataclasses.asdict(self)}
+        return {
+            "source": type(self).__name__,
+            "module": type(self).__module__,  # two users may each have a class of one name
+            "version": self.version,
+            **dataclasses.asdict(self),
+        }
 
     def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
         """Writes the data set into `directory`; `report(what, fraction)` shows progress."""
@@ -250,6 +255,15 @@ def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model
 
 def check_model(model: Model) -> None:
     """Raises ConfigError where a model's numbers cannot go together; names too, once its modalities are known."""
+    for field in ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size"):
+        _check_least(f"Model.{field}", getattr(model, field), 1)
+    for _, blocks in model.plan or ():
+        for block in blocks:
+            _check_least("Block.ffn_dim", block.ffn_dim, 1)
+    for name, value in (("rope_theta", model.rope_theta), ("norm_epsilon", model.norm_epsilon)):
+        _check_positive(f"Model.{name}", value)
+    if model.rope_scaling is not None:
+        _check_rope_scaling(model.rope_scaling)
     if model.head_dim is None and model.dim % model.num_heads:
         raise ConfigError(f"Model.num_heads: {model.num_heads} heads do not divide Model.dim = {model.dim}")
     num_heads, kv_heads, head_dim = heads(model)
@@ -265,9 +279,30 @@ def check_model(model: Model) -> None:
                 raise ConfigError(f"Model.groups: no modality {name!r}{nearest(name, model.modalities)}")
 
 
+def _check_rope_scaling(scaling: RopeScaling) -> None:
+    _check_positive("RopeScaling.factor", scaling.factor)
+    _check_least("RopeScaling.original_length", scaling.original_length, 1)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    _check_positive("RopeScaling.low_frequency_factor", low)
+    _check_positive("RopeScaling.high_frequency_factor", high)
+    if low >= high:
+        raise ConfigError(
+            f"RopeScaling.low_frequency_factor: expected less than high_frequency_factor = {high}, got {low}"
+        )
+
+
+def _check_least(name: str, value: int | float | None, least: int) -> None:
+    if value is not None and not (value >= least and math.isfinite(value)):
+        raise ConfigError(f"{name}: expected a number that is at least {least}, got {value}")
+
+
+def _check_positive(name: str, value: int | float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ConfigError(f"{name}: expected a number that is more than 0, got {value}")
+
+
 AT_LEAST_ONE = (
-    *("Model.dim", "Model.num_layers", "Model.num_heads", "Model.num_kv_heads", "Model.head_dim", "Model.ffn_dim"),
-    *("Model.vocab_size", "Data.sequence_length", "Data.global_batch_size", "Data.shards", "Data.packing_bins"),
+    *("Data.sequence_length", "Data.global_batch_size", "Data.shards", "Data.packing_bins"),
     *("Train.accumulation", "Train.max_bad_steps", "Train.keep_checkpoints", "Eval.batches", "Eval.prompts"),
     *("Sample.max_tokens", "Sample.prompts"),
 )
@@ -284,9 +319,10 @@ def check_run(run: Run) -> None:
     for least, names in ((1, AT_LEAST_ONE), (0, AT_LEAST_ZERO)):
         for name in names:
             part, field = name.split(".")
-            value = getattr(getattr(run, part.lower()), field)
-            if value is not None and not (value >= least and math.isfinite(value)):
-                raise ConfigError(f"{name}: expected a number that is at least {least}, got {value}")
+            _check_least(name, getattr(getattr(run, part.lower()), field), least)
+    for modality, weight in run.train.modality_weights.items():
+        if not weight >= 0:
+            raise ConfigError(f"Train.modality_weights[{modality!r}]: expected at least 0, got {weight}")
     if not 0 < run.sample.top_p <= 1:
         raise ConfigError(f"Sample.top_p: expected more than 0 and at most 1, got {run.sample.top_p}")
     for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):

@@ -109,11 +109,13 @@ def find_config(name: str, beside: str | None = None, where: str = "") -> str:
     candidates = [epath.Path(beside).parent / name] if beside else []
     candidates += [epath.Path(name), shipped / short, shipped / "presets" / short]
     for candidate in candidates:
-        for path in (candidate, candidate.with_name(candidate.name + ".gin")):
+        for path in (candidate, candidate.parent / f"{candidate.name}.gin"):
             if path.name.endswith(".gin") and path.is_file():
                 return str(path)
     if epath.Path(name).is_file():
         raise ConfigError(f"{where}{name}: expected a file that ends in .gin")
+    if name and epath.Path(name).is_dir():
+        raise ConfigError(f"{where}{name}: expected a gin file, but it is a directory")
     known = {path.stem for path in shipped.rglob("*.gin") if not path.stem.startswith("_")}
     raise ConfigError(f"{where}no gin file {name!r}{nearest(epath.Path(name).name.removesuffix('.gin'), known)}")
 
@@ -121,12 +123,24 @@ def find_config(name: str, beside: str | None = None, where: str = "") -> str:
 def _read_file(config: _Config, path: str, including: tuple[str, ...]) -> None:
     if path in including:
         raise ConfigError(f"{including[-1]}: includes itself through {path}")
-    for statement in _parse(epath.Path(path).read_text(), path):
+    for statement in _parse(_read_text(path), path):
         where = f"{path}:{statement.location.line_num}: "
         if isinstance(statement, config_parser.IncludeStatement):
             _read_file(config, find_config(statement.filename, path, where), (*including, path))
         else:
             _bind(config, statement, where)
+
+
+def _read_text(path: str) -> str:
+    try:
+        return epath.Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: expected UTF-8 text, got the byte 0x{error.object[error.start]:02x}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_binding(config: _Config, text: str) -> None:

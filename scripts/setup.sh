@@ -7,8 +7,12 @@ venv=${VENV:-.venv}
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
+# an interrupted `python -m venv` leaves an interpreter without pip
+complete() { new_enough "$1" && "$1" -m pip --version >/dev/null 2>&1; }
+
 find_python() {
-  for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
+  if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3.12 python3.11 python3 python; fi
+  for candidate in "$@"; do
     if new_enough "$candidate"; then echo "$candidate"; return; fi
   done
   echo "error: no Python 3.11 or newer as '${PYTHON:-python3}'; name one with make PYTHON=/path/to/python" >&2
@@ -26,12 +30,15 @@ accelerator() {
 }
 
 kind=$(accelerator)
-if [ -n "${PYTHON:-}" ] || ! new_enough "$venv/bin/python"; then python=$(find_python); else python=$venv/bin/python; fi
+if [ -n "${PYTHON:-}" ] || ! complete "$venv/bin/python"; then python=$(find_python); else python=$venv/bin/python; fi
 version=$("$python" -c 'import platform; print(platform.python_version())')
 key="$kind $version ${JAX:-newest} $(cksum <pyproject.toml)"
 
 if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$key" ]; then
-  made_with=$("$venv/bin/python" -c 'import platform; print(platform.python_version())' 2>/dev/null) || made_with=none
+  made_with=none
+  if complete "$venv/bin/python"; then
+    made_with=$("$venv/bin/python" -c 'import platform; print(platform.python_version())')
+  fi
   if [ "$made_with" != "$version" ]; then
     if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
       echo "error: $venv is no virtual environment; move it away or name another with make VENV=DIR" >&2
@@ -49,10 +56,11 @@ if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$key" ]; then
   echo "setting up $venv: Python $version, jax for $kind (once; a minute or so)"
   rm -f "$venv/made-for"
   set -- -e ".[$extras]" ${JAX:+"jax==$JAX"}
+  if [ -n "${JAX:-}" ]; then newest=; else newest=yes; fi  # the last JAX asked for may still be installed
   if ! { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check uv &&
-    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@"; }; then
+    "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" ${newest:+-P jax -P jaxlib} "$@"; }; then
     echo "uv did not manage; trying pip, which is slower"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${newest:+--upgrade jax} "$@"
   fi
   echo "$key" >"$venv/made-for"
 fi

@@ -101,6 +101,10 @@ def test_own_module_from_the_current_directory(tmp_path, monkeypatch):
         (["--gin_file=digits_dence"], "no gin file 'digits_dence'; did you mean 'digits_dense'?"),
         (["--import", "no_such_module"], "--import: no module 'no_such_module' here or among the installed packages"),
         (["--import", "./my/codec.py"], "--import: expected a module's name, such as my.codec, got './my/codec.py'"),
+        (["--import", ".codec"], "--import: expected a module's name, such as codec, got '.codec'"),
+        (["--import", ""], "--import: expected a module's name, such as my.module, got ''"),
+        (["--gin_file", "."], ".: expected a gin file, but it is a directory"),
+        (["--gin_file=configs/presets"], "configs/presets: expected a gin file, but it is a directory"),
     ],
 )
 def test_mistakes_of_train(flags, expected):
@@ -181,6 +185,10 @@ def test_the_commands_answer_without_loading_jax(tmp_path):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == "error: Train has no field 'step'; did you mean 'steps'?\n"
     assert command("train.py", "--help").returncode == 0
+    for run_dir in (tmp_path / "jax.py", tmp_path / "jax.py" / "below"):
+        taken = command("train.py", "--run_dir", str(run_dir))
+        expected = f"error: --run_dir: expected a directory, but {tmp_path / 'jax.py'} is something else\n"
+        assert (taken.returncode, taken.stderr) == (2, expected)
     missing = command("eval.py", "--run_dir", str(tmp_path))
     assert (missing.returncode, missing.stderr) == (
         2,

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mot_jax import config
-from mot_jax.config import Block, Data, Eval, FrozenMapping, Model, Optimizer, Run, Sample, Source, Train
+from mot_jax.config import Block, Data, Eval, FrozenMapping, Model, Optimizer, RopeScaling, Run, Sample, Source, Train
 from mot_jax.errors import ConfigError
 
 
@@ -81,6 +81,29 @@ def test_resolve_refuses_what_does_not_fit_the_data(model, expected):
         (Run(model=Model(plan=())), "Model.plan: has no layers"),
         (Run(model=Model(num_layers=0)), "Model.num_layers: expected a number that is at least 1, got 0"),
         (Run(model=Model(num_kv_heads=0)), "Model.num_kv_heads: expected a number that is at least 1, got 0"),
+        (Run(model=Model(ffn_dim=-8)), "Model.ffn_dim: expected a number that is at least 1, got -8"),
+        (
+            Run(model=Model(plan=((1, (Block(), Block(ffn_dim=0))),))),
+            "Block.ffn_dim: expected a number that is at least 1, got 0",
+        ),
+        (Run(model=Model(rope_theta=0.0)), "Model.rope_theta: expected a number that is more than 0, got 0.0"),
+        (Run(model=Model(norm_epsilon=-1e-5)), "Model.norm_epsilon: expected a number that is more than 0, got -1e-05"),
+        (
+            Run(model=Model(rope_scaling=RopeScaling(factor=0.0))),
+            "RopeScaling.factor: expected a number that is more than 0, got 0.0",
+        ),
+        (
+            Run(model=Model(rope_scaling=RopeScaling(low_frequency_factor=4.0))),
+            "RopeScaling.low_frequency_factor: expected less than high_frequency_factor = 4.0, got 4.0",
+        ),
+        (
+            Run(train=Train(modality_weights=FrozenMapping(text=-1.0))),
+            "Train.modality_weights['text']: expected at least 0, got -1.0",
+        ),
+        (
+            Run(train=Train(modality_weights=FrozenMapping(image=float("nan")))),
+            "Train.modality_weights['image']: expected at least 0, got nan",
+        ),
         (Run(data=Data(sequence_length=0)), "Data.sequence_length: expected a number that is at least 1, got 0"),
         (Run(data=Data(shards=3)), "Data.shards: 3 does not divide the 4 rows of Data.global_batch_size"),
         (
@@ -112,6 +135,17 @@ def test_the_default_run_is_possible():
     config.check_run(Run())
 
 
+def test_scaled_rotary_frequencies_and_infinite_weights_are_possible():
+    weights = FrozenMapping(text=float("inf"), image=0.0)
+    config.check_run(Run(model=Model(rope_scaling=RopeScaling()), train=Train(modality_weights=weights)))
+
+
+@pytest.mark.parametrize("field", ["num_heads", "num_kv_heads", "head_dim", "ffn_dim"])
+def test_resolve_refuses_sizes_of_zero(field):
+    with pytest.raises(ConfigError, match=f"Model.{field}: expected a number that is at least 1, got 0"):
+        config.resolve(Model(**{field: 0}), ("text",), 1300)
+
+
 def test_intervals_of_zero_are_allowed():
     config.check_run(Run(train=Train(steps=0, log_every=0, checkpoint_every=0, eval_every=0, sample_every=0)))
 
@@ -121,7 +155,12 @@ def test_a_source_s_fingerprint_follows_everything_that_shapes_it():
     class Mine(Source):
         size: int = 3
 
-    assert Mine().fingerprint() == {"source": "Mine", "size": 3}
-    assert Mine(size=4).fingerprint() != Mine().fingerprint()
+    before = Mine().fingerprint()
+    assert before == {"source": "Mine", "module": __name__, "version": 1, "size": 3}
+    assert Mine(size=4).fingerprint() != before
+    Mine.version = 2
+    assert Mine().fingerprint() == {**before, "version": 2}
+    Mine.version, Mine.__module__ = 1, "somebody.else"
+    assert Mine().fingerprint() == {**before, "module": "somebody.else"}
     with pytest.raises(NotImplementedError, match="Mine does not define prepare"):
         Mine().prepare("somewhere", print)

@@ -303,6 +303,12 @@ def test_include_cycle(tmp_path):
     assert "includes itself" in message(files=[str(tmp_path / "a.gin")])
 
 
+def test_a_file_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "latin.gin").write_bytes("Train.steps = 3\n# après\n".encode("latin-1"))
+    expected = f"{tmp_path / 'latin.gin'}:2: expected UTF-8 text, got the byte 0xe8"
+    assert message(files=[str(tmp_path / "latin.gin")]) == expected
+
+
 def test_missing_and_misspelt_files(tmp_path):
     assert message(files=["digits_dnse"]) == "no gin file 'digits_dnse'; did you mean 'digits_dense'?"
     (tmp_path / "config.txt").write_text("")

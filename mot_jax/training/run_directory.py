@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import time
 from typing import Literal
 
@@ -56,9 +57,11 @@ def check_directory(directory: epath.Path, resume: Literal["never", "auto", "mus
       run: as configured, its model not resolved.
 
     Raises:
-      UserError: the directory holds a run and `resume` is "never", or has no checkpoint and it is "must".
+      UserError: the directory holds a run and `resume` is "never", or has no checkpoint and it is "must"; or it
+        cannot be written to.
       ConfigError: its run has another config; names the first parameter that differs.
     """
+    _check_writable(directory)
     if resume == "never":
         if holds_run(directory):
             raise UserError(f"{directory}: holds a run; --resume=auto goes on with it, another --run_dir keeps both")
@@ -69,6 +72,18 @@ def check_directory(directory: epath.Path, resume: Literal["never", "auto", "mus
     if holds_run(directory):
         check_same_config(directory / CONFIG, run)
     return continues
+
+
+def _check_writable(directory: epath.Path) -> None:
+    """Raises UserError where a local directory is something else, or it or what it would be made in is protected."""
+    if "://" in str(directory):
+        return
+    places = map(os.fspath, (directory, *directory.absolute().parents))
+    place = next((place for place in places if os.path.lexists(place)), os.sep)
+    if not os.path.isdir(place):
+        raise UserError(f"--run_dir: expected a directory, but {place} is something else")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"--run_dir: {place} cannot be written to")
 
 
 def check_same_config(file: epath.Path, run: Run) -> None:
