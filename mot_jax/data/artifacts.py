@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from etils import epath
 
 from mot_jax.codecs.protocol import Codec, codec_class
@@ -84,6 +85,7 @@ def read_manifest(directory: epath.PathLike) -> dict:
         modalities = [modality["name"] for modality in manifest["vocabulary"]["modalities"]]
         if list(manifest["codecs"]) != modalities:
             raise DataError(f"{path}: codecs {list(manifest['codecs'])} are not the vocabulary's {modalities}")
+        np.dtype(manifest["code_type"])
     return manifest
 
 
@@ -145,10 +147,18 @@ def load_codecs(manifest: dict, directory: epath.PathLike) -> dict[str, Codec]:
 
 
 def copy_artifacts(dataset_directory: epath.PathLike, destination: epath.PathLike) -> None:
-    """Copies manifest and codecs, not the documents; the manifest last, so that a half-made copy is none."""
+    """Copies manifest and codecs, not the documents; the manifest last, so that a half-made copy is none.
+
+    A whole copy that is there already stays as it is: a run being resumed can be loaded at any moment.
+    """
     source, destination = epath.Path(dataset_directory), epath.Path(destination)
     manifest = read_manifest(source)
     check_codecs(manifest, source)
+    if (destination / MANIFEST).exists():
+        with contextlib.suppress(DataError):
+            if read_manifest(destination) == manifest:
+                check_codecs(manifest, destination)
+                return
     if (destination / CODECS).exists():
         (destination / CODECS).rmtree()
     for modality in manifest["codecs"]:

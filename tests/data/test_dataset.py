@@ -209,3 +209,16 @@ def test_a_codec_of_other_sizes_than_the_vocabulary_is_refused(write, random_doc
     (directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="it has 300 codes and span length 6, expected 300 and 5"):
         open_dataset(directory).load_codecs()
+
+
+def test_a_whole_copy_of_the_artifacts_is_left_alone_and_a_damaged_one_made_again(tmp_path, write, random_documents):
+    dataset = write(train=random_documents(3))
+    run = tmp_path / "run"
+    copy_artifacts(dataset.directory, run)
+    codec = next(path for path in (run / "codecs").rglob("*") if path.is_file())
+    before = codec.stat().st_ino
+    copy_artifacts(dataset.directory, run)
+    assert codec.stat().st_ino == before
+    codec.write_bytes(b"damaged")
+    copy_artifacts(dataset.directory, run)
+    load_artifacts(run)
