@@ -39,7 +39,7 @@ def test_the_page_runs(tmp_path):
     # Notes are seen in every pair with them, so their loss falls far below the log(49) = 3.9 of guessing.
     assert results["losses"]["notes"]["loss"] < 2.0
     assert set(results["losses"]) == {"all", "text", "image", "speech", "notes"}
-    assert 0 <= results["tasks"]["melodies"]["text_to_notes"] <= 1
+    assert 0 <= results["tasks"]["melodies"]["text_to_notes"]["value"] <= 1
     pitches, words = run(sys.executable, "-c", session).strip().splitlines()
     assert all(48 <= pitch <= 96 for pitch in json.loads(pitches))
     assert words
