@@ -39,15 +39,16 @@ def file_digest(path: epath.Path) -> str:
 def directory_digest(directory: epath.Path) -> str:
     """The hexadecimal sha256 of the names and contents of every file below a directory."""
     digest = hashlib.sha256()
-    for name, path in sorted(_files(directory)):
+    for name, path in sorted(files_below(directory)):
         digest.update(f"{name} {file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _files(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+def files_below(directory: epath.Path, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
+    """(name relative to the directory, with `/`; path) of every file below it, in no order."""
     for path in directory.iterdir():
         if path.is_dir():
-            yield from _files(path, f"{prefix}{path.name}/")
+            yield from files_below(path, f"{prefix}{path.name}/")
         else:
             yield f"{prefix}{path.name}", path
 
@@ -87,6 +88,15 @@ def read_manifest(directory: epath.PathLike) -> dict:
             raise DataError(f"{path}: codecs {list(manifest['codecs'])} are not the vocabulary's {modalities}")
         np.dtype(manifest["code_type"])
     return manifest
+
+
+def read_other_files(manifest: dict, directory: epath.PathLike) -> list[dict]:
+    """The manifest's entries of the files beside codecs and shards; `directory` is named in errors."""
+    with _damaged(epath.Path(directory) / MANIFEST):
+        files = manifest["other_files"]
+        if not all(file.keys() >= {"file", "bytes", "sha256"} for file in files):
+            raise ValueError("a file lacks its name, size or digest")
+        return files
 
 
 def _check_split(split: dict) -> None:
@@ -147,7 +157,7 @@ def load_codecs(manifest: dict, directory: epath.PathLike) -> dict[str, Codec]:
 
 
 def copy_artifacts(dataset_directory: epath.PathLike, destination: epath.PathLike) -> None:
-    """Copies manifest and codecs, not the documents; the manifest last, so that a half-made copy is none.
+    """Copies manifest and codecs, not the documents; made beside `destination` and renamed when whole.
 
     A whole copy that is there already stays as it is: a run being resumed can be loaded at any moment.
     """
@@ -159,14 +169,21 @@ def copy_artifacts(dataset_directory: epath.PathLike, destination: epath.PathLik
             if read_manifest(destination) == manifest:
                 check_codecs(manifest, destination)
                 return
-    if (destination / CODECS).exists():
-        (destination / CODECS).rmtree()
+    partial, replaced = (destination.with_name(f"{destination.name}.{end}") for end in ("partial", "replaced"))
+    for left_over in (partial, replaced):
+        if left_over.exists():
+            left_over.rmtree()
     for modality in manifest["codecs"]:
-        for name, path in _files(source / CODECS / modality):
-            copied = destination / CODECS / modality / name
+        for name, path in files_below(source / CODECS / modality):
+            copied = partial / CODECS / modality / name
             copied.parent.mkdir(parents=True, exist_ok=True)
             path.copy(copied)
-    (source / MANIFEST).copy(destination / MANIFEST, overwrite=True)
+    (source / MANIFEST).copy(partial / MANIFEST)
+    if destination.exists():
+        destination.rename(replaced)  # a kill must not find it half deleted
+    partial.rename(destination)
+    if replaced.exists():
+        replaced.rmtree()
 
 
 def load_artifacts(directory: epath.PathLike) -> Artifacts:

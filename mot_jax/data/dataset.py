@@ -117,7 +117,7 @@ class Dataset:
 
 
 def open_dataset(directory: epath.PathLike, *, verify: bool = True) -> Dataset:
-    """Opens a data set, its file sizes and codecs compared with the manifest, its shards' digests too with `verify`.
+    """Opens a data set, its file sizes and codecs compared with the manifest, all files' digests too with `verify`.
 
     Raises:
       DataError: what is missing or damaged, named.
@@ -128,15 +128,17 @@ def open_dataset(directory: epath.PathLike, *, verify: bool = True) -> Dataset:
     artifacts.check_codecs(manifest, directory)
     for split in manifest["splits"].values():
         for file in split["files"]:
-            _check_shard(directory / file["file"], file, verify)
+            _check_file(directory / file["file"], file, "shard", verify)
+    for file in artifacts.read_other_files(manifest, directory):
+        _check_file(directory / file["file"], file, "file", verify)
     return Dataset(directory, vocabulary, manifest)
 
 
-def _check_shard(path: epath.Path, file: dict, verify: bool) -> None:
+def _check_file(path: epath.Path, file: dict, what: str, verify: bool) -> None:
     if not path.exists():
-        raise DataError(f"{path}: the shard is missing")
+        raise DataError(f"{path}: the {what} is missing")
     size = path.stat().length
     if size != file["bytes"]:
-        raise DataError(f"{path}: damaged shard: it has {size} bytes, the manifest says {file['bytes']}")
+        raise DataError(f"{path}: damaged {what}: it has {size} bytes, the manifest says {file['bytes']}")
     if verify and artifacts.file_digest(path) != file["sha256"]:
-        raise DataError(f"{path}: damaged shard: its sha256 is not the manifest's")
+        raise DataError(f"{path}: damaged {what}: its sha256 is not the manifest's")

@@ -43,7 +43,8 @@ class DatasetWriter:
       files: number of files of each split; documents go to them in turn.
 
     Attributes:
-      directory: the temporary directory being filled; further files put here become part of the data set.
+      directory: the temporary directory being filled; further files put here become part of the data set,
+        listed in the manifest and verified like the documents.
       vocabulary: the token ids that the codecs make.
     """
 
@@ -136,6 +137,7 @@ class DatasetWriter:
             "vocabulary": self.vocabulary.to_json(),
             "codecs": artifacts.save_codecs(self._codecs, self.directory),
             "splits": {split: self._split(split) for split in self._writers},
+            "other_files": self._other_files(),
             "provenance": self._provenance,
         }
         (self.directory / artifacts.MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -148,15 +150,21 @@ class DatasetWriter:
         entries = []
         for index in range(self._files):
             name = shard_name(split, index, self._files)
-            path = self.directory / name
             documents = len(range(index, total, self._files))
-            entries.append(
-                {
-                    "file": name,
-                    "documents": documents,
-                    "bytes": path.stat().length,
-                    "sha256": artifacts.file_digest(path),
-                }
-            )
+            entries.append({"documents": documents, **_file_entry(name, self.directory / name)})
         codes = dict(zip(self.vocabulary.names, self._codes[split], strict=True))
         return {"documents": total, "codes": codes, "files": entries}
+
+    def _other_files(self) -> list[dict]:
+        """Entries of what is neither manifest nor codec nor shard, by name."""
+        known = {shard_name(split, index, self._files) for split in self._writers for index in range(self._files)}
+        known.add(artifacts.MANIFEST)
+        return [
+            _file_entry(name, path)
+            for name, path in sorted(artifacts.files_below(self.directory))
+            if name not in known and not name.startswith(f"{artifacts.CODECS}/")
+        ]
+
+
+def _file_entry(name: str, path: epath.Path) -> dict:
+    return {"file": name, "bytes": path.stat().length, "sha256": artifacts.file_digest(path)}

@@ -33,6 +33,7 @@ class Counting(Source):
             for number in range(self.count):
                 writer.add("train", (Span("text", np.array([number])),))
                 report("counting", (number + 1) / self.count)
+            (writer.directory / "labels").write_text("what a task judges by")
             if self.fails:
                 raise DataError("the source is empty")
 
@@ -81,14 +82,21 @@ def test_the_cache_is_found_by_config_then_environment_then_home(data, monkeypat
     assert str(cache_directory(unset).parent) == "/home/someone/.cache/mot_jax"
 
 
-def test_a_damaged_cache_is_named_and_made_anew(data, caplog):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train/00000-of-00001.array_record", "00000-of-00001.array_record: damaged shard"),
+        ("labels", "labels: damaged file"),
+    ],
+)
+def test_a_damaged_cache_is_named_and_made_anew(data, caplog, name, message):
     directory = Path(ensure(data))
-    shard = directory / "train" / "00000-of-00001.array_record"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1] + b"?")
+    file = directory / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"?")
     assert ensure(data) == str(directory)
-    assert shard.read_bytes() == whole and preparations(data) == 2
-    assert "00000-of-00001.array_record: damaged shard" in caplog.text and "preparing it again" in caplog.text
+    assert file.read_bytes() == whole and preparations(data) == 2
+    assert message in caplog.text and "preparing it again" in caplog.text
     assert visible(data.cache_dir) == [directory.name]
 
 

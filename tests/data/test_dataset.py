@@ -9,6 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mot_jax.data import dataset as dataset_module
 from mot_jax.data.dataset import DatasetWriter, copy_artifacts, load_artifacts, open_dataset
@@ -83,7 +84,11 @@ def test_files_put_beside_the_splits_become_part_of_the_data_set(tmp_path, codec
     with DatasetWriter(tmp_path / "data", codecs, provenance={"from": "here"}) as writer:
         writer.add("train", (text(1),))
         (writer.directory / "notes.txt").write_text("kept")
+        (writer.directory / "train" / "more").mkdir()
+        (writer.directory / "train" / "more" / "labels").write_bytes(b"")
     assert (tmp_path / "data" / "notes.txt").read_text() == "kept"
+    listed = open_dataset(tmp_path / "data").manifest["other_files"]
+    assert [(file["file"], file["bytes"]) for file in listed] == [("notes.txt", 4), ("train/more/labels", 0)]
     assert open_dataset(tmp_path / "data").manifest["provenance"] == {"from": "here"}
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -141,6 +146,7 @@ SHARD = "train/00001-of-00002.array_record"
         ("manifest.json", edit_manifest("format", 2), "format 2 is not the one this version reads (1)"),
         ("manifest.json", edit_manifest("vocabulary", {}), "manifest.json: is damaged"),
         ("manifest.json", edit_manifest("splits", {"train": {}}), "manifest.json: is damaged"),
+        ("manifest.json", edit_manifest("other_files", [{"file": "x"}]), "manifest.json: is damaged"),
         ("manifest.json", edit_manifest("codecs", {}), "codecs [] are not the vocabulary's"),
     ],
 )
@@ -150,6 +156,23 @@ def test_damage_is_named(write, random_documents, name, damage, message):
     with pytest.raises(DataError) as caught:
         open_dataset(directory)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, "labels.txt: damaged file: its sha256 is not the manifest's"),
+        (truncate, "labels.txt: damaged file: it has 9 bytes, the manifest says 10"),
+        (os.remove, "labels.txt: the file is missing"),
+    ],
+)
+def test_damage_of_another_file_is_named(tmp_path, codecs, damage, message):
+    with DatasetWriter(tmp_path / "data", codecs) as writer:
+        writer.add("train", (text(1),))
+        (writer.directory / "labels.txt").write_text("0123456789")
+    damage(tmp_path / "data" / "labels.txt")
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / "data")
 
 
 def test_without_verify_sizes_and_codecs_are_still_compared(write, random_documents):
@@ -222,3 +245,21 @@ def test_a_whole_copy_of_the_artifacts_is_left_alone_and_a_damaged_one_made_agai
     codec.write_bytes(b"damaged")
     copy_artifacts(dataset.directory, run)
     load_artifacts(run)
+    assert not list(tmp_path.glob("run.*"))
+
+
+def test_a_copy_of_the_artifacts_that_fails_leaves_the_one_before(tmp_path, write, random_documents, monkeypatch):
+    def full(*_, **__):
+        raise OSError("full")
+
+    one, other = (write(train=random_documents(3)).directory for _ in range(2))
+    run = epath.Path(tmp_path / "run")
+    copy_artifacts(one, run)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "copy", full)
+        with pytest.raises(OSError, match="full"):
+            copy_artifacts(other, run)
+    assert load_artifacts(run).manifest == open_dataset(one).manifest
+    copy_artifacts(other, run)
+    assert load_artifacts(run).manifest == open_dataset(other).manifest
+    assert not list(tmp_path.glob("run.*"))
