@@ -111,6 +111,11 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         took = duration_text(time.perf_counter() - began)
     if draws:
         draw_losses(read_metrics(directory / run_directory.METRICS), directory / run_directory.LOSSES)
+    if stream.split or stream.dropped:
+        note(
+            f"longer than a row of {run.data.sequence_length} tokens, of the documents read since this start: "
+            f"{stream.split:,} cut, {stream.dropped:,} left out"
+        )
     if stopped:
         saved = f"saved; --run_dir {directory} --resume=auto goes on" if run.train.checkpoint_every else "nothing saved"
         note(f"stopped by {signal.Signals(caught.signal).name} after step {loop.step}, {saved}")

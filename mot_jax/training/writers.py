@@ -61,7 +61,7 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
 
             self._writers[split] = SummaryWriter(
-                os.fspath(self._directory / split), purge_step=self._step + 1 if self._step else None, flush_secs=30
+                os.fspath(self._directory / split), purge_step=self._step + 1, flush_secs=30
             )
         for name, value in line.items():
             if name not in ("step", "split") and value is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,13 @@ def test_an_impossible_run_leaves_no_directory(dataset_directory, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoints here"):
         start(dataset_directory, tmp_path / "run", f"Train.init_from = '{tmp_path}/nowhere'")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_closing_note_counts_documents_longer_than_a_row(dataset_directory, tmp_path, capsys):
+    changes = ("Train.steps = 1", "Data.sequence_length = 8", "Train.checkpoint_every = 0")
+    assert start(dataset_directory, tmp_path / "run", *changes) == 0
+    noted = r"longer than a row of 8 tokens, of the documents read since this start: [1-9]\d* cut, 0 left out\n"
+    assert re.search(noted, capsys.readouterr().out)
 
 
 def test_stops_after_non_finite_steps_in_a_row(dataset_directory, tmp_path):

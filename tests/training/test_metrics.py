@@ -2,15 +2,17 @@
 
 import json
 import math
+import struct
 
 import pytest
+from etils import epath
 
 from mot_jax.config import Model, resolve
 from mot_jax.nn import count
 from mot_jax.training import flops
 from mot_jax.training.curves import draw_losses, smooth
 from mot_jax.training.metrics import Clock, Window, json_ready
-from mot_jax.training.writers import MetricsFile, read_metrics
+from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
 
 def values(loss: float, count: float, skipped: int = 0) -> dict:
@@ -110,3 +112,19 @@ def test_untying_stores_more_and_activates_the_same():
     (stored, activated) = counts["attention", "feed_forward", "norm"]
     assert activated == counts[()][0]
     assert stored == activated + 2 * (2 * layer + 32)
+
+
+@pytest.mark.parametrize("step", [0, 8])
+def test_tensorboard_forgets_the_curves_after_the_step_that_a_run_starts_from(tmp_path, step):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    with TensorBoard(epath.Path(tmp_path), step, print) as board:
+        board.write({"split": "train", "step": step + 1, "loss": 1.0})
+    (file,) = (tmp_path / "train").iterdir()
+    content, events = file.read_bytes(), []
+    while content:  # a record: length, its checksum (4 bytes), the event, its checksum (4 bytes)
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    started = [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START]
+    assert started == [step + 1]
+    assert events[-1].step == step + 1 and events[-1].summary.value[0].tag == "loss"
