@@ -7,12 +7,12 @@ Documents are like the default's: some text, 16 image codes, some speech. One co
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import report
 
 from mot_jax.codecs.protocol import Codec
 from mot_jax.config import Data
@@ -65,25 +65,35 @@ def measure(documents: int) -> list[dict]:
     data = Data(sequence_length=256, global_batch_size=8)
     with tempfile.TemporaryDirectory() as directory:
         rows = [
-            ("write a document", seconds(lambda: write(Path(directory, "data"), documents)) / documents * 1e6, "us")
+            (
+                "write a document",
+                "time",
+                seconds(lambda: write(Path(directory, "data"), documents)) / documents * 1e6,
+                "us",
+            )
         ]
         dataset = open_dataset(Path(directory, "data"))
-        rows.append(("open, digests compared", seconds(lambda: open_dataset(dataset.directory)) * 1e3, "ms"))
+        rows.append(("open, digests compared", "time", seconds(lambda: open_dataset(dataset.directory)) * 1e3, "ms"))
         stream = train_stream(dataset, data, 0)
-        rows.append(("first batch", seconds(lambda: next(stream)) * 1e3, "ms"))
+        rows.append(("first batch", "time", seconds(lambda: next(stream)) * 1e3, "ms"))
         live = []
         spent = seconds(lambda: live.extend((next(stream).segment_ids > 0).sum(axis=1)), 300)
-        rows.append(("packed tokens", sum(live) / 300 / spent, "1/s"))
-        rows.append(("filled share of a row", float(np.mean(live)) / data.sequence_length, ""))
-        rows.append(("stream.state()", seconds(stream.state, 1000) * 1e6, "us"))
+        rows.append(("packed tokens", "rate", sum(live) / 300 / spent, "1/s"))
+        rows.append(("a packed row", "share filled", float(np.mean(live)) / data.sequence_length, ""))
+        rows.append(("stream.state()", "time", seconds(stream.state, 1000) * 1e6, "us"))
         fresh, state = train_stream(dataset, data, 0), stream.state()
         next(fresh)
         rows.append(
-            ("restore at batch 301, next batch", seconds(lambda: (fresh.restore(state), next(fresh))) * 1e3, "ms")
+            (
+                "restore at batch 301, next batch",
+                "time",
+                seconds(lambda: (fresh.restore(state), next(fresh))) * 1e3,
+                "ms",
+            )
         )
     return [
-        {"name": name, "metric": name, "value": value, "unit": unit, "against": None, "ratio": None}
-        for name, value, unit in rows
+        {"name": name, "metric": metric, "value": value, "unit": unit, "against": None, "ratio": None}
+        for name, metric, value, unit in rows
     ]
 
 
@@ -92,12 +102,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
-    rows = measure(options.documents)
-    for row in rows:
-        print(f"{row['name']:<34}{row['value']:>14,.3f} {row['unit']}")
-    if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-        Path(options.json).write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    report.show("data pipeline, CPU time of one core", measure(options.documents), options.json)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def show(title: str, rows: Sequence[dict], path: str | None) -> None:
     for column in ("name", "metric", "value", "unit", "against", "ratio"):
         table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
     for r in rows:
-        table.add_row(*(f"{r[c]:.3f}" if isinstance(r[c], float) else str(r[c]) for c in r))
+        table.add_row(*("" if v is None else f"{v:,.3f}" if isinstance(v, float) else str(v) for v in r.values()))
     Console(width=120).print(table)
     if path:
         with open(path, "w") as file:
