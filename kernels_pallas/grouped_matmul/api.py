@@ -18,18 +18,17 @@ def _backend(implementation: str | None) -> types.ModuleType:
     return IMPLEMENTATIONS[name]
 
 
-def _check(x, layout: Layout, contracted: int, **weights) -> None:
+def _check_rows(x, layout: Layout) -> None:
     if x.ndim != 2 or x.shape[0] != layout.num_slots:
         raise ValueError(f"x: got {x.dtype}{list(x.shape)}, expected [P={layout.num_slots}, K]")
-    axes = [f"G={layout.num_groups}", "N", "N"]
-    axes[contracted] = f"K={x.shape[1]}"
-    first = next(iter(weights.values()))
-    for name, array in weights.items():
-        fits = array.ndim == 3 and (array.shape[0], array.shape[contracted]) == (layout.num_groups, x.shape[1])
-        if not fits or array.shape != first.shape or array.dtype != x.dtype:
-            expected = f"{x.dtype}[{', '.join(axes)}]"
-            raise ValueError(f"{name}: got {array.dtype}{list(array.shape)}, expected {expected}")
-        axes = [*axes[:2], f"N={first.shape[2]}"] if contracted == 1 else axes
+
+
+def _check_stack(name: str, array, dtype, **axes: int | None) -> None:
+    """Axes by name in order, with their sizes where they are given."""
+    fits = array.ndim == 3 and all(size in (None, got) for size, got in zip(axes.values(), array.shape, strict=True))
+    if not fits or array.dtype != dtype:
+        expected = ", ".join(axis if size is None else f"{axis}={size}" for axis, size in axes.items())
+        raise ValueError(f"{name}: got {array.dtype}{list(array.shape)}, expected {dtype}[{expected}]")
 
 
 def grouped_matmul(
@@ -46,7 +45,9 @@ def grouped_matmul(
     then they are exact zeros in the result and in both gradients, as is the weight gradient of an empty group.
     Its result carries the checkpoint name "grouped_matmul". Raises ValueError naming the argument that does not fit.
     """
-    _check(x, layout, 2 if transpose_weights else 1, weights=weights)
+    _check_rows(x, layout)
+    axes = {"N": None, "K": x.shape[1]} if transpose_weights else {"K": x.shape[1], "N": None}
+    _check_stack("weights", weights, x.dtype, G=layout.num_groups, **axes)
     y = _backend(implementation).matmul(x, weights, layout, transpose_weights)
     return checkpoint_name(y, "grouped_matmul")
 
@@ -63,5 +64,28 @@ def grouped_swiglu(
 
     Padding and errors as `grouped_matmul`; the gate and up products carry its checkpoint name, the result does not.
     """
-    _check(x, layout, 1, w_gate=w_gate, w_up=w_up)
+    _check_rows(x, layout)
+    _check_stack("w_gate", w_gate, x.dtype, G=layout.num_groups, K=x.shape[1], N=None)
+    _check_stack("w_up", w_up, x.dtype, G=layout.num_groups, K=x.shape[1], N=w_gate.shape[2])
     return _backend(implementation).swiglu(x, w_gate, w_up, layout)
+
+
+def grouped_feed_forward(
+    x: Float[Array, "P K"],
+    w_gate: Float[Array, "G K F"],
+    w_up: Float[Array, "G K F"],
+    w_down: Float[Array, "G F N"],
+    layout: Layout,
+    *,
+    implementation: str | None = None,
+) -> Float[Array, "P N"]:
+    """(silu(x @ w_gate) * (x @ w_up)) @ w_down with each slot's own group's weights (Shazeer 2020, eq. 6).
+
+    Padding and errors as `grouped_matmul`; the gate and up products and the result carry its checkpoint name.
+    """
+    _check_rows(x, layout)
+    _check_stack("w_gate", w_gate, x.dtype, G=layout.num_groups, K=x.shape[1], F=None)
+    _check_stack("w_up", w_up, x.dtype, G=layout.num_groups, K=x.shape[1], F=w_gate.shape[2])
+    _check_stack("w_down", w_down, x.dtype, G=layout.num_groups, F=w_gate.shape[2], N=None)
+    y = _backend(implementation).feed_forward(x, w_gate, w_up, w_down, layout)
+    return checkpoint_name(y, "grouped_matmul")

@@ -29,3 +29,10 @@ def swiglu(x, w_gate, w_up, layout: Layout):
     """x [P, K], weights [G, K, N] -> [P, N]."""
     rows = x.astype(jnp.float32)
     return (jax.nn.silu(_product(rows, w_gate, layout)) * _product(rows, w_up, layout)).astype(x.dtype)
+
+
+def feed_forward(x, w_gate, w_up, w_down, layout: Layout):
+    """x [P, K], w_gate and w_up [G, K, F], w_down [G, F, N] -> [P, N]."""
+    rows = x.astype(jnp.float32)
+    hidden = jax.nn.silu(_product(rows, w_gate, layout)) * _product(rows, w_up, layout)
+    return _product(hidden, w_down, layout).astype(x.dtype)

@@ -19,8 +19,8 @@ def num_tiles(num_rows: int, num_groups: int, tile: int) -> int:
 def run_lengths(tiles: int, tile: int) -> tuple[int, ...]:
     """The lengths, in tiles, of the runs that the XLA path multiplies at once: longest first, the last one tile.
 
-    On a CPU a product uses every core from about 200 rows on, so large tiles get lengths that leave few short runs.
-    Each length is one more loop to compile, so small tiles (little work) get few.
+    Every run copies its group's matrix, and on a CPU one long product uses the cores better than two short ones. But
+    each length is one more loop to compile, so small tiles (little work) get few.
     """
-    lengths = (5, 3, 2, 1) if tile >= 64 else (8, 3, 1)
+    lengths = (12, 8, 6, 5, 4, 3, 2, 1) if tile >= 64 else (8, 3, 1)
     return tuple(length for length in lengths if length <= tiles)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from kernels_pallas.grouped_matmul import grouped_swiglu
+from kernels_pallas.grouped_matmul import grouped_feed_forward
 from mot_jax.nn.parameters import grouped, use, weight
-from mot_jax.nn.rows import Rows, project
+from mot_jax.nn.rows import Rows
 from mot_jax.parallel.collectives import sum_over
 
 
@@ -24,7 +24,7 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "P D"], rows: Rows) -> Float[Array, "P D"]:
         gate, up, down = (use(param, x.dtype) for param in (self.gate, self.up, self.down))
         if gate.ndim == 2:
-            hidden = (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype)
+            y = (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
         else:
-            hidden = grouped_swiglu(x, gate, up, rows.layout)
-        return sum_over(project(rows, hidden, down), "tensor")
+            y = grouped_feed_forward(x, gate, up, down, rows.layout)
+        return sum_over(y, "tensor")

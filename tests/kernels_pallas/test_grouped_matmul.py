@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_matmul, grouped_swiglu, ungroup_rows
+from kernels_pallas.grouped_matmul import (
+    align_rows,
+    group_rows,
+    grouped_feed_forward,
+    grouped_matmul,
+    grouped_swiglu,
+    ungroup_rows,
+)
 from kernels_pallas.grouped_matmul.api import IMPLEMENTATIONS
-from kernels_pallas.grouped_matmul.xla import _runs
+from kernels_pallas.grouped_matmul.xla_runs import _runs
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 K, N = 24, 40
@@ -93,7 +100,7 @@ def assert_close(got, expected, dtype):
 
 @functools.cache
 def compiled(implementation, groups, tile):
-    """Values, slots and gradients of all three products in one program."""
+    """Values, slots and gradients of all four products in one program."""
 
     def one(function, x, dy, ids, *weights):
         layout = align_rows(ids, groups, tile=tile)
@@ -105,12 +112,13 @@ def compiled(implementation, groups, tile):
         y, pull, slots = jax.vjp(run, x, *weights, has_aux=True)
         return y, pull(dy), jnp.where((layout.row_of_slot == layout.num_rows)[:, None], slots, 0)
 
-    def every(ids, x, dy, w, w_up):
+    def every(ids, x, dy, w, w_up, w_down):
         transposed = functools.partial(grouped_matmul, transpose_weights=True)
         return (
             one(grouped_matmul, x, dy, ids, w),
             one(transposed, x, dy, ids, jnp.swapaxes(w, 1, 2)),
             one(grouped_swiglu, x, dy, ids, w, w_up),
+            one(grouped_feed_forward, x, dy, ids, w, w_up, w_down),
         )
 
     return jax.jit(every)
@@ -121,10 +129,11 @@ def test_values_and_gradients(rng, case, implementation, dtype):
     ids, groups, tile = case
     x, dy = draw(rng, dtype, len(ids), K), draw(rng, dtype, len(ids), N)
     w, w_up = draw(rng, dtype, groups, K, N), draw(rng, dtype, groups, K, N)
-    got = jax.device_get(compiled(implementation, groups, tile)(ids, x, dy, w, w_up))
-    (plain, plain_gradients, _), (transposed, transposed_gradients, _), (swiglu, swiglu_gradients, _) = got
+    w_down = draw(rng, dtype, groups, N, N)
+    got = jax.device_get(compiled(implementation, groups, tile)(ids, x, dy, w, w_up, w_down))
+    (plain, plain_gradients, _), (transposed, transposed_gradients, _), (swiglu, swiglu_gradients, _), whole = got
 
-    x64, dy64, w64, up64 = float64(x, dy, w, w_up)
+    x64, dy64, w64, up64, down64 = float64(x, dy, w, w_up, w_down)
     gate, up = reference(ids, x64, w64, up64)
     dx, dw = reference_gradients(ids, x64, dy64, w64)
     for y, gradients in ((plain, plain_gradients), (transposed, transposed_gradients)):
@@ -134,12 +143,21 @@ def test_values_and_gradients(rng, case, implementation, dtype):
     assert_close(transposed_gradients[1], np.swapaxes(dw, 1, 2), dtype)
 
     sigmoid = 1 / (1 + np.exp(-gate))
-    from_gate = reference_gradients(ids, x64, dy64 * up * sigmoid * (1 + gate * (1 - sigmoid)), w64)
-    from_up = reference_gradients(ids, x64, dy64 * gate * sigmoid, up64)
-    assert_close(swiglu, gate * sigmoid * up, dtype)
-    assert_close(swiglu_gradients[0], from_gate[0] + from_up[0], dtype)
-    assert_close(swiglu_gradients[1], from_gate[1], dtype)
-    assert_close(swiglu_gradients[2], from_up[1], dtype)
+    hidden = gate * sigmoid * up
+
+    def through_gate_and_up(d_hidden):
+        from_gate = reference_gradients(ids, x64, d_hidden * up * sigmoid * (1 + gate * (1 - sigmoid)), w64)
+        from_up = reference_gradients(ids, x64, d_hidden * gate * sigmoid, up64)
+        return from_gate[0] + from_up[0], from_gate[1], from_up[1]
+
+    assert_close(swiglu, hidden, dtype)
+    for gradient, expected in zip(swiglu_gradients, through_gate_and_up(dy64), strict=True):
+        assert_close(gradient, expected, dtype)
+
+    d_hidden, d_down = reference_gradients(ids, hidden, dy64, down64)
+    assert_close(whole[0], reference(ids, hidden, down64)[0], dtype)
+    for gradient, expected in zip(whole[1], (*through_gate_and_up(d_hidden), d_down), strict=True):
+        assert_close(gradient, expected, dtype)
 
     empty = np.setdiff1d(np.arange(groups), ids)
     for _, (_, *weight_gradients), padding in got:
@@ -149,7 +167,7 @@ def test_values_and_gradients(rng, case, implementation, dtype):
 
 def test_zeros_give_exact_zeros(implementation):
     ids, zero = np.arange(-1, ROWS - 1, dtype=np.int32) % 6, functools.partial(np.zeros, dtype=np.float32)
-    inputs = zero((ROWS, K)), zero((ROWS, N)), zero((GROUPS, K, N)), zero((GROUPS, K, N))
+    inputs = zero((ROWS, K)), zero((ROWS, N)), zero((GROUPS, K, N)), zero((GROUPS, K, N)), zero((GROUPS, N, N))
     assert not any(np.any(a) for a in jax.tree.leaves(compiled(implementation, GROUPS, TILE)(ids, *inputs)))
 
 
@@ -191,6 +209,8 @@ def problem(rng, implementation):
         rows = group_rows(x, layout)
         h = grouped_swiglu(rows, weights, weights + 1, layout, implementation=implementation)
         y = grouped_matmul(h, weights, layout, transpose_weights=True, implementation=implementation)
+        down = jnp.swapaxes(weights, 1, 2)
+        y = y + grouped_feed_forward(rows, weights, weights - 1, down, layout, implementation=implementation)
         return jnp.sum(jnp.sin(ungroup_rows(y, layout)))
 
     return loss, x, weights, ids
@@ -290,8 +310,10 @@ def test_a_misfit_is_named_in_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_swiglu_names_the_matrix_that_differs():
+def test_the_matrix_that_differs_is_named():
     layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=8)
     x, w_gate = jnp.zeros((layout.num_slots, K)), jnp.zeros((3, K, N))
     with pytest.raises(ValueError, match=r"w_up: got bfloat16\[3, 24, 40\], expected float32\[G=3, K=24, N=40\]"):
         grouped_swiglu(x, w_gate, jnp.zeros((3, K, N), jnp.bfloat16), layout)
+    with pytest.raises(ValueError, match=r"w_down: got bfloat16\[3, 40, 24\], expected float32\[G=3, F=40, N\]"):
+        grouped_feed_forward(x, w_gate, w_gate, jnp.zeros((3, N, K), jnp.bfloat16), layout)
