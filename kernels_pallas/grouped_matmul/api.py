@@ -1,21 +1,28 @@
 """The public functions: they check shapes, pick a back end and name what a rematerialisation policy may save."""
 
-import types
-
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from kernels_pallas.grouped_matmul import reference, xla
+from kernels_pallas.grouped_matmul import operations, reference
 from kernels_pallas.grouped_matmul.layout import Layout
 
-IMPLEMENTATIONS = {"xla": xla, "reference": reference}
+IMPLEMENTATIONS = ("xla", *operations.KERNELS, "reference")
 
 
-def _backend(implementation: str | None) -> types.ModuleType:
-    name = "xla" if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation: got {name!r}, expected one of {', '.join(sorted(IMPLEMENTATIONS))}")
-    return IMPLEMENTATIONS[name]
+def _run(name: str, implementation: str | None, layout: Layout, *arrays, transpose: bool | None = None):
+    """The operation by the back end asked for; a ValueError says why each cannot take the call."""
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: got {implementation!r}, expected one of {', '.join(sorted(IMPLEMENTATIONS))}"
+        )
+    reasons = {each: kernels.unsupported(layout, *arrays) for each, kernels in operations.KERNELS.items()}
+    if reasons.get(implementation):
+        every = "; ".join(f"{each}: {reason or 'can'}" for each, reason in ({**reasons, "xla": None}).items())
+        raise ValueError(f"implementation: {implementation!r} cannot take this call ({every})")
+    options = () if transpose is None else (transpose,)
+    if implementation == "reference":
+        return getattr(reference, name)(*arrays, layout, *options)
+    return getattr(operations, name)(*arrays, layout, *options, implementation)
 
 
 def _check_rows(x, layout: Layout) -> None:
@@ -48,7 +55,7 @@ def grouped_matmul(
     _check_rows(x, layout)
     axes = {"N": None, "K": x.shape[1]} if transpose_weights else {"K": x.shape[1], "N": None}
     _check_stack("weights", weights, x.dtype, G=layout.num_groups, **axes)
-    y = _backend(implementation).matmul(x, weights, layout, transpose_weights)
+    y = _run("matmul", implementation, layout, x, weights, transpose=transpose_weights)
     return checkpoint_name(y, "grouped_matmul")
 
 
@@ -67,7 +74,7 @@ def grouped_swiglu(
     _check_rows(x, layout)
     _check_stack("w_gate", w_gate, x.dtype, G=layout.num_groups, K=x.shape[1], N=None)
     _check_stack("w_up", w_up, x.dtype, G=layout.num_groups, K=x.shape[1], N=w_gate.shape[2])
-    return _backend(implementation).swiglu(x, w_gate, w_up, layout)
+    return _run("swiglu", implementation, layout, x, w_gate, w_up)
 
 
 def grouped_feed_forward(
@@ -87,5 +94,5 @@ def grouped_feed_forward(
     _check_stack("w_gate", w_gate, x.dtype, G=layout.num_groups, K=x.shape[1], F=None)
     _check_stack("w_up", w_up, x.dtype, G=layout.num_groups, K=x.shape[1], F=w_gate.shape[2])
     _check_stack("w_down", w_down, x.dtype, G=layout.num_groups, F=w_gate.shape[2], N=None)
-    y = _backend(implementation).feed_forward(x, w_gate, w_up, w_down, layout)
+    y = _run("feed_forward", implementation, layout, x, w_gate, w_up, w_down)
     return checkpoint_name(y, "grouped_matmul")

@@ -1,0 +1,105 @@
+"""TPU kernels whose result is rows: a grid step takes one tile of rows and a block of its owner's columns.
+
+All of the contracted axis sits in VMEM, so there is no loop over it, and a tile has one owner, so there is no mask.
+Tiles run innermost: a group's block of weights is fetched once for all its tiles. Dead tiles fetch nothing, and are
+written as zeros.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.grouped_matmul.activation import activate
+from kernels_pallas.grouped_matmul.layout import Layout
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, vmem_limit
+
+
+def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool):
+    """The sum of each x [P, K] times its stack [G, K, N] (or [G, N, K]) -> [P, N]."""
+    return _call("product", _sum, 1, xs, weights, layout, transpose)[0]
+
+
+def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool):
+    """x [P, K], weights [G, K, N] -> silu(gate) * up, and gate and up if they are kept, each [P, N]."""
+    return _call("swiglu", _swiglu, 3 if keep else 1, (x,), (w_gate, w_up), layout, False)
+
+
+def _sum(outs, products):
+    outs[0][...] = sum(products[1:], products[0]).astype(outs[0].dtype)
+
+
+def _swiglu(outs, products):
+    gate, up = products
+    for out, value in zip(outs, (activate(gate, up), gate, up)[: len(outs)], strict=True):
+        out[...] = value.astype(out.dtype)
+
+
+def _kernel(groups, live, *refs, num_x: int, num_weights: int, contract: int, finish: Callable):
+    del groups  # only the index maps read it
+    xs, weights, outs = refs[:num_x], refs[num_x : num_x + num_weights], refs[num_x + num_weights :]
+    tile = pl.program_id(1)
+
+    @pl.when(tile < live[0])
+    def _():
+        xs_of_weights = xs * num_weights if num_x == 1 else xs
+        products = [
+            lax.dot_general(x[...], w[0], (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
+            for x, w in zip(xs_of_weights, weights, strict=True)
+        ]
+        finish(outs, products)
+
+    @pl.when(tile >= live[0])
+    def _():
+        for out in outs:
+            clear(out)
+
+
+def _call(name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple, layout: Layout, transpose: bool):
+    contracted, width = xs[0].shape[1], weights[0].shape[1 if transpose else 2]
+    tile, tiles = layout.tile, layout.tile_groups.shape[0]
+    # Bytes in VMEM a column: blocks are double-buffered, products are float32 until they are written.
+    item = xs[0].dtype.itemsize
+    per_column = 2 * item * (len(weights) * contracted + num_outs * tile) + 4 * len(weights) * tile
+    block = columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item)
+
+    def last_live(i, live):
+        return jnp.minimum(i, jnp.maximum(live[0] - 1, 0))
+
+    def rows_map(n, i, groups, live):
+        return last_live(i, live), 0
+
+    def weights_map(n, i, groups, live):
+        group = groups[last_live(i, live)]
+        return (group, n, 0) if transpose else (group, 0, n)
+
+    weights_block = (1, block, contracted) if transpose else (1, contracted, block)
+    kernel = functools.partial(
+        _kernel, num_x=len(xs), num_weights=len(weights), contract=1 if transpose else 0, finish=finish
+    )
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(pl.cdiv(width, block), tiles),
+            in_specs=[
+                *(pl.BlockSpec((tile, contracted), rows_map) for _ in xs),
+                *(pl.BlockSpec(weights_block, weights_map) for _ in weights),
+            ],
+            out_specs=[pl.BlockSpec((tile, block), lambda n, i, groups, live: (i, n)) for _ in range(num_outs)],
+        ),
+        out_shape=[jax.ShapeDtypeStruct((tiles * tile, width), xs[0].dtype) for _ in range(num_outs)],
+        compiler_params=pltpu.CompilerParams(
+            vmem_limit_bytes=vmem_limit(), dimension_semantics=("parallel", "arbitrary")
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * len(weights) * tiles * tile * contracted * width,
+            transcendentals=tiles * tile * width if finish is _swiglu else 0,
+            bytes_accessed=sum(a.size * item for a in (*xs, *weights)) + num_outs * tiles * tile * width * item,
+        ),
+        name=f"grouped_{name}",
+    )(layout.tile_groups, layout.live_tiles[None], *xs, *weights)

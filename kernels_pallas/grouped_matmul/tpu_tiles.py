@@ -1,0 +1,57 @@
+"""How much of a matrix a TPU kernel holds in VMEM at once, from the shapes and the chip being compiled for."""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+SMALLEST_VMEM = 16 << 20  # of the chips these kernels run on: v4; also where the chip is unknown (interpret mode)
+SQUARE = 1024  # columns of x that a block of the weights' gradient holds at least, if there are so many
+
+
+def vmem_limit() -> int:
+    """Bytes of VMEM a kernel may use: three quarters of the core's, the rest is the compiler's."""
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4
+    except ValueError:  # traced where the default device is no TPU
+        return SMALLEST_VMEM * 3 // 4
+
+
+def fits(contracted: int, tile: int, itemsize: int) -> bool:
+    """Whether one tile of rows and one block of 128 columns of two weights, double-buffered, fit beside each other."""
+    return 2 * itemsize * contracted * (2 * tile + 2 * LANES) <= vmem_limit() * 7 // 8
+
+
+def columns(width: int, per_column: int, fixed: int) -> int:
+    """Columns in a block: equal multiples of 128 lanes, as few blocks as fit; `width` itself if that fits."""
+    room = (vmem_limit() * 7 // 8 - fixed) // per_column
+    if width <= room:
+        return width
+    most = max(room // LANES, 1)
+    lanes = -(-width // LANES)
+    count = -(-lanes // most)
+    return -(-lanes // count) * LANES
+
+
+def gradient_blocks(depth: int, width: int, tile: int, itemsize: int) -> tuple[int, int]:
+    """(columns of x, columns of dy) in a block of the weights' gradient, which is float32."""
+    room = vmem_limit() * 7 // 8
+    # A block and its copy on the way out, and the step's product beside them; the rows take little.
+    per_element = 12
+    inner = columns(depth, per_element * min(width, room // (2 * per_element * SQUARE)), fixed=0)
+    per_column = per_element * inner + 2 * itemsize * tile
+    return inner, columns(width, per_column, fixed=2 * itemsize * tile * inner)
+
+
+def clear(ref) -> None:
+    """Zeros in a [rows, columns] block, 16 rows at a time: written out whole it would swell the kernel."""
+    rows = 16
+
+    def some(i, _):
+        ref[pl.ds(i * rows, rows), :] = jnp.zeros((rows, ref.shape[1]), ref.dtype)
+
+    lax.fori_loop(0, ref.shape[0] // rows, some, None)
+    rest = ref.shape[0] % rows
+    if rest:
+        ref[-rest:, :] = jnp.zeros((rest, ref.shape[1]), ref.dtype)
