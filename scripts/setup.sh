@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes $VENV (default .venv) when it is missing or stale, with the jax that suits the machine; prints the devices.
-# Stale: pyproject.toml, the kind of accelerator, or the PYTHON or JAX (a version) asked for changed since it was made.
+# Stale: pyproject.toml, the kind of accelerator, or the PYTHON, JAX (a version) or EXTRAS asked for changed since.
 set -eu
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -32,7 +32,7 @@ accelerator() {
 kind=$(accelerator)
 if [ -n "${PYTHON:-}" ] || ! complete "$venv/bin/python"; then python=$(find_python); else python=$venv/bin/python; fi
 version=$("$python" -c 'import platform; print(platform.python_version())')
-key="$kind $version ${JAX:-newest} $(cksum <pyproject.toml)"
+key="$kind $version ${JAX:-newest} ${EXTRAS:-} $(cksum <pyproject.toml)"
 
 if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$key" ]; then
   made_with=none
@@ -51,7 +51,7 @@ if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$key" ]; then
       exit 2
     }
   fi
-  extras=digits,logging,test,dev
+  extras=digits,logging,test,dev${EXTRAS:+,$EXTRAS}
   [ "$kind" = cpu ] || extras=$extras,$kind
   echo "setting up $venv: Python $version, jax for $kind (once; a minute or so)"
   rm -f "$venv/made-for"

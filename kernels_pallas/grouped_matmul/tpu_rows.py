@@ -67,6 +67,8 @@ def _call(name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple,
     per_column = 2 * item * (len(weights) * contracted + num_outs * tile) + 4 * len(weights) * tile
     block = columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item)
 
+    blocks, size = pl.cdiv(width, block), tiles * tile * width
+
     def last_live(i, live):
         return jnp.minimum(i, jnp.maximum(live[0] - 1, 0))
 
@@ -85,7 +87,7 @@ def _call(name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple,
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(pl.cdiv(width, block), tiles),
+            grid=(blocks, tiles),
             in_specs=[
                 *(pl.BlockSpec((tile, contracted), rows_map) for _ in xs),
                 *(pl.BlockSpec(weights_block, weights_map) for _ in weights),
@@ -97,9 +99,9 @@ def _call(name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple,
             vmem_limit_bytes=vmem_limit(), dimension_semantics=("parallel", "arbitrary")
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * len(weights) * tiles * tile * contracted * width,
-            transcendentals=tiles * tile * width if finish is _swiglu else 0,
-            bytes_accessed=sum(a.size * item for a in (*xs, *weights)) + num_outs * tiles * tile * width * item,
+            flops=2 * len(weights) * contracted * size,  # as if every tile were live
+            transcendentals=size if finish is _swiglu else 0,
+            bytes_accessed=item * (sum(x.size for x in xs) * blocks + sum(w.size for w in weights) + num_outs * size),
         ),
         name=f"grouped_{name}",
     )(layout.tile_groups, layout.live_tiles[None], *xs, *weights)

@@ -63,7 +63,7 @@ def weight_gradient(x, dy, layout: Layout):
             vmem_limit_bytes=vmem_limit(), dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
         cost_estimate=pl.CostEstimate(
-            flops=2 * slots * depth * width,
+            flops=2 * grid[2] * tile * depth * width,  # as if every visit were to a live tile
             transcendentals=0,
             bytes_accessed=(grid[1] * x.size + grid[0] * dy.size) * dtype.itemsize
             + 4 * layout.num_groups * depth * width,
