@@ -16,17 +16,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.activation import activate
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, vmem_limit
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, tuned, vmem_limit
 
 
-def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool):
-    """The sum of each x [P, K] times its stack [G, K, N] (or [G, N, K]) -> [P, N]."""
-    return _call("product", _sum, 1, xs, weights, layout, transpose)[0]
+def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool, block: int | None = None):
+    """The sum of each x [P, K] times its stack [G, K, N] (or [G, N, K]) -> [P, N]; `block` columns at a time."""
+    name = f"{'product' if len(xs) == 1 else 'sum'}{'_transposed' if transpose else ''}"
+    return _call(name, _sum, 1, xs, weights, layout, transpose, block)[0]
 
 
-def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool):
+def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool, block: int | None = None):
     """x [P, K], weights [G, K, N] -> silu(gate) * up, and gate and up if they are kept, each [P, N]."""
-    return _call("swiglu", _swiglu, 3 if keep else 1, (x,), (w_gate, w_up), layout, False)
+    return _call("swiglu", _swiglu, 3 if keep else 1, (x,), (w_gate, w_up), layout, False, block)
 
 
 def _sum(outs, products):
@@ -59,14 +60,25 @@ def _kernel(groups, live, *refs, num_x: int, num_weights: int, contract: int, fi
             clear(out)
 
 
-def _call(name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple, layout: Layout, transpose: bool):
+def _call(
+    name: str,
+    finish: Callable,
+    num_outs: int,
+    xs: tuple,
+    weights: tuple,
+    layout: Layout,
+    transpose: bool,
+    block: int | None,
+):
     contracted, width = xs[0].shape[1], weights[0].shape[1 if transpose else 2]
     tile, tiles = layout.tile, layout.tile_groups.shape[0]
     # Bytes in VMEM a column: blocks are double-buffered, products are float32 until they are written.
     item = xs[0].dtype.itemsize
     per_column = 2 * item * (len(weights) * contracted + num_outs * tile) + 4 * len(weights) * tile
-    block = columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item)
-
+    if block is None:
+        (block,) = tuned(name, xs[0].dtype, tile, contracted, width) or (
+            columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item),
+        )
     blocks, size = pl.cdiv(width, block), tiles * tile * width
 
     def last_live(i, live):

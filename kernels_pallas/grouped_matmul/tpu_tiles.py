@@ -1,4 +1,11 @@
-"""How much of a matrix a TPU kernel holds in VMEM at once, from the shapes and the chip being compiled for."""
+"""How much of a matrix a TPU kernel holds in VMEM at once, from the shapes and the chip being compiled for.
+
+tpu_tiles.json has what `python -m kernels_pallas.tune` found better than the rules below, by chip.
+"""
+
+import functools
+import json
+import pathlib
 
 import jax.numpy as jnp
 from jax import lax
@@ -8,6 +15,27 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 SMALLEST_VMEM = 16 << 20  # of the chips these kernels run on: v4; also where the chip is unknown (interpret mode)
 SQUARE = 1024  # columns of x that a block of the weights' gradient holds at least, if there are so many
+
+
+TABLE = pathlib.Path(__file__).parent / "tpu_tiles.json"
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, list[int]]]:
+    return json.loads(TABLE.read_text())
+
+
+def table_key(kernel: str, dtype, tile: int, depth: int, width: int) -> str:
+    return f"{kernel} {jnp.dtype(dtype).name} tile={tile} K={depth} N={width}"
+
+
+def tuned(kernel: str, dtype, tile: int, depth: int, width: int) -> list[int] | None:
+    """The block for this chip and shape, where one was found that beats the rules."""
+    try:
+        chip = str(pltpu.get_tpu_info().chip_version)
+    except ValueError:  # traced where the default device is no TPU
+        return None
+    return _table().get(chip, {}).get(table_key(kernel, dtype, tile, depth, width))
 
 
 def vmem_limit() -> int:

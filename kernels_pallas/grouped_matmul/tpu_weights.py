@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, vmem_limit
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, tuned, vmem_limit
 
 ADD, START, EMPTY, NOTHING = range(4)  # what a visit does to its group's block
 
@@ -41,11 +41,15 @@ def _kernel(tile_of, group_of, what_of, x, dy, out):
         clear(out.at[0])
 
 
-def weight_gradient(x, dy, layout: Layout):
-    """x [P, K], dy [P, N] -> [G, K, N]: the sum of x^T dy over each group's rows, in float32 until it is written."""
+def weight_gradient(x, dy, layout: Layout, *, block: tuple[int, int] | None = None):
+    """x [P, K], dy [P, N] -> [G, K, N]: the sum of x^T dy over each group's rows, in float32 until it is written.
+
+    `block` is how many columns of x and of dy meet in a grid step.
+    """
     (slots, depth), width = x.shape, dy.shape[1]
     tile, dtype = layout.tile, x.dtype
-    inner, outer = gradient_blocks(depth, width, tile, dtype.itemsize)
+    block = block or tuned("weight_gradient", dtype, tile, depth, width)
+    inner, outer = block or gradient_blocks(depth, width, tile, dtype.itemsize)
     grid = (pl.cdiv(depth, inner), pl.cdiv(width, outer), slots // tile + layout.num_groups)
     total = pl.pallas_call(
         _kernel,

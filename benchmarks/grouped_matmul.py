@@ -1,0 +1,113 @@
+"""Grouped products against one dense product of the same useful FLOPs: `python benchmarks/grouped_matmul.py`.
+
+The arms of a setting take turns in one run. `forward` is one product; `both gradients` is one with the gradients of
+rows and weights; `feed-forward, trained` is a SwiGLU layer's forward and backward. Rows are grouped beforehand, as a
+model groups them once for all its layers; the arm `moving rows` prices one move in and one out.
+"""
+
+import argparse
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+
+from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_feed_forward, grouped_matmul, ungroup_rows
+from mot_jax.training.host_memory import keep_freed_pages
+
+# name: (T, K, N, shares of the groups)
+SETTINGS = {
+    "2 groups, even": (8192, 512, 1376, (0.5, 0.5)),
+    "2 groups, 90/10": (8192, 512, 1376, (0.9, 0.1)),
+    "2 groups, 100/0": (8192, 512, 1376, (1.0, 0.0)),
+    "3 groups, default config": (1024, 128, 344, (0.46, 0.32, 0.22)),
+    "8 groups, even (4+4 experts)": (2048, 256, 1024, (0.125,) * 8),
+    "8 groups, two of them empty": (2048, 256, 1024, (0.3, 0.25, 0.15, 0.1, 0.1, 0.1, 0.0, 0.0)),
+}
+
+
+def loss(y):
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+
+def others() -> tuple[dict[str, Callable], list[str]]:
+    """Peers that run on this machine, as (x, weights, sizes) -> y, and a line on each that does not."""
+    found, absent = {"lax.ragged_dot": jax.lax.ragged_dot}, []
+    if jax.default_backend() == "tpu":
+        from jax.experimental.pallas.ops.tpu.megablox import gmm
+
+        found["megablox"] = functools.partial(gmm, preferred_element_type=jnp.bfloat16, tiling=(256, 512, 512))
+    else:
+        absent.append("megablox: needs a TPU")
+    if importlib.util.find_spec("tokamax"):
+        import tokamax
+
+        found["tokamax"] = lambda x, w, sizes: tokamax.ragged_dot(x, w, group_sizes=sizes)
+    else:
+        absent.append("tokamax: not installed")
+    return found, absent
+
+
+def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) -> dict[str, dict]:
+    """What is compared -> arm -> a call."""
+    rng = np.random.default_rng(0)
+    groups = len(shares)
+    counts = np.diff(np.rint(np.cumsum((0, *shares)) * rows)).astype(int)
+    ids = rng.permutation(np.repeat(np.arange(groups), counts)).astype(np.int32)
+    x = jnp.asarray(rng.normal(size=(rows, depth)), dtype)
+    up, gate = (jnp.asarray(rng.normal(size=(groups, depth, width)) / depth**0.5, dtype) for _ in range(2))
+    down = jnp.asarray(rng.normal(size=(groups, width, depth)) / width**0.5, dtype)
+    layout = jax.jit(functools.partial(align_rows, num_groups=groups))(ids)
+    slots = jax.jit(group_rows)(x, layout)
+    sizes = jnp.asarray(np.bincount(ids, minlength=groups), jnp.int32)
+    in_order = x[np.argsort(ids, kind="stable")]
+
+    products = {
+        "dense": (lambda x, w: x @ w, x, up[0]),
+        "grouped": (lambda x, w: grouped_matmul(x, w, layout), slots, up),
+        **{name: (lambda x, w, f=f: f(x, w, sizes), in_order, up) for name, f in others()[0].items()},
+    }
+    layers = {
+        "dense": (lambda x, g, u, d: (jax.nn.silu(x @ g) * (x @ u)) @ d, x, gate[0], up[0], down[0]),
+        "grouped": (lambda x, *w: grouped_feed_forward(x, *w, layout), slots, gate, up, down),
+    }
+
+    def call(function, *arguments):
+        return functools.partial(jax.jit(function), *arguments)
+
+    def differentiated(function, *arguments):
+        every = tuple(range(len(arguments)))
+        return functools.partial(jax.jit(jax.grad(lambda *a: loss(function(*a)), argnums=every)), *arguments)
+
+    return {
+        "forward": {arm: call(*of) for arm, of in products.items()},
+        "both gradients": {arm: differentiated(*of) for arm, of in products.items()},
+        "feed-forward, trained": {
+            **{arm: differentiated(*of) for arm, of in layers.items()},
+            "moving rows": call(lambda x, y: (group_rows(x, layout), ungroup_rows(y, layout)), x, slots),
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", help="also write the rows here")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    keep_freed_pages()  # as train.py does
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    rows = []
+    for name, setting in SETTINGS.items():
+        for what, calls in arms(*setting, dtype).items():
+            seconds = report.alternate(calls, args.repeats)
+            label = f"{what}: {name}, T={setting[0]} K={setting[1]} N={setting[2]}"
+            rows += [report.row(f"{arm}: {label}", seconds[arm], "dense", seconds["dense"]) for arm in calls]
+    report.show("grouped products", rows, args.json)
+    print(*(f"not here: {line}" for line in others()[1]), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Finds blocks that beat the rules of tpu_tiles.py: `python -m kernels_pallas.tune --target v5e --shape 1024 4096`.
+
+With --target the compiler's static schedule judges, and no accelerator is needed (pip install 'mot_jax[compile]');
+without, this machine's TPU does, by timing. What is at least 1% better than the rules goes into tpu_tiles.json, which
+the kernels read; commit it.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+GAIN = 0.99
+
+
+def candidates(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(kernel, block) for every block that divides the columns into few equal parts."""
+
+    def parts(size):
+        lanes = {math.ceil(size / (128 * count)) for count in (1, 2, 3, 4, 6, 8)}
+        return sorted(128 * each for each in lanes if 128 * each <= size)
+
+    for columns in parts(width):
+        yield "product", (columns,)
+        yield "swiglu", (columns,)
+    for columns in parts(depth):
+        yield "product_transposed", (columns,)
+        yield "sum_transposed", (columns,)
+    for inner in parts(depth):
+        for outer in parts(width):
+            if inner * outer >= min(depth * width, 1 << 20):
+                yield "weight_gradient", (inner, outer)
+
+
+def call(kernel: str, block: tuple[int, ...] | None, layout_of: Callable) -> Callable:
+    """The kernel as a function of (group ids, x [P, K], y [P, N], w [G, K, N])."""
+    from kernels_pallas.grouped_matmul import tpu_rows, tpu_weights
+
+    one = block[0] if block else None
+    return {
+        "product": lambda i, x, y, w: tpu_rows.product((x,), (w,), layout_of(i), transpose=False, block=one),
+        "product_transposed": lambda i, x, y, w: tpu_rows.product((y,), (w,), layout_of(i), transpose=True, block=one),
+        "sum_transposed": lambda i, x, y, w: tpu_rows.product(
+            (y, y + 1), (w, w + 1), layout_of(i), transpose=True, block=one
+        ),
+        "swiglu": lambda i, x, y, w: tpu_rows.swiglu(x, w, w + 1, layout_of(i), keep=False, block=one),
+        "weight_gradient": lambda i, x, y, w: tpu_weights.weight_gradient(x, y, layout_of(i), block=block),
+    }[kernel]
+
+
+def judge_by_schedule(target: str, dump: pathlib.Path) -> Callable:
+    """(function, shapes) -> seconds by the schedule or by the bytes, whichever is more; None where it does not fit."""
+    import jax
+
+    from kernels_pallas.ahead_of_time import compile_for
+    from kernels_pallas.schedule import read_schedules
+
+    def seconds(function, shapes):
+        try:
+            _, traced = compile_for(target, function, *shapes)
+        except jax.errors.JaxRuntimeError:  # too large for VMEM
+            return None
+        schedules = read_schedules(dump, traced)
+        return max(schedules[0].seconds(target)) if schedules else None
+
+    return seconds
+
+
+def judge_by_time(function, shapes) -> float | None:
+    """Median seconds of twenty calls on this machine's device."""
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    groups = shapes[-1].shape[0]
+    ids = rng.integers(0, groups, shapes[0].shape).astype(np.int32)
+    arrays = [jax.numpy.asarray(rng.normal(size=s.shape), s.dtype) for s in shapes[1:]]
+    run = jax.jit(function)
+    try:
+        jax.block_until_ready(run(ids, *arrays))
+    except jax.errors.JaxRuntimeError:
+        return None
+    taken = []
+    for _ in range(20):
+        start = time.perf_counter()
+        jax.block_until_ready(run(ids, *arrays))
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dict[str, list[int]]:
+    """Table entries for one shape, bfloat16: the best block of each kernel that beats the rules'."""
+    import jax
+    import jax.numpy as jnp
+
+    from kernels_pallas.grouped_matmul import align_rows
+    from kernels_pallas.grouped_matmul.tpu_tiles import table_key
+
+    layout_of = functools.partial(align_rows, num_groups=groups)
+    ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    layout = jax.eval_shape(layout_of, ids)
+    sizes = (layout.num_slots, depth), (layout.num_slots, width), (groups, depth, width)
+    shapes = ids, *(jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in sizes)
+    rules, found = {}, {}
+    for kernel, block in candidates(depth, width):
+        if kernel not in rules:
+            rules[kernel] = judge(call(kernel, None, layout_of), shapes)
+        taken = judge(call(kernel, block, layout_of), shapes)
+        print(f"{kernel} K={depth} N={width} {block}: {_microseconds(taken)}, by rule {_microseconds(rules[kernel])}")
+        best, _ = found.get(kernel, (GAIN * rules[kernel], None))
+        if taken is not None and taken < best:
+            found[kernel] = taken, list(block)
+    contracted = {"product_transposed": (width, depth), "sum_transposed": (width, depth)}
+    return {
+        table_key(kernel, jnp.bfloat16, layout.tile, *contracted.get(kernel, (depth, width))): block
+        for kernel, (_, block) in found.items()
+    }
+
+
+def _microseconds(seconds: float | None) -> str:
+    return "does not fit" if seconds is None else f"{1e6 * seconds:,.0f} us"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels_pallas.tune", description=__doc__)
+    parser.add_argument("--target", help="a TPU to compile for: v4, v5e, v5p, v6e; none: this machine's")
+    parser.add_argument("--shape", nargs=2, type=int, action="append", metavar=("K", "N"), help="may be repeated")
+    parser.add_argument("--rows", type=int, default=8192, help="tokens T (default: 8192)")
+    parser.add_argument("--groups", type=int, default=2, help="groups G (default: 2)")
+    args = parser.parse_args()
+    shapes = args.shape or [[1024, 4096]]
+    with tempfile.TemporaryDirectory() as directory:
+        dump = pathlib.Path(directory)
+        if args.target:
+            os.environ["JAX_PLATFORMS"] = "cpu"
+            from kernels_pallas import ahead_of_time, schedule
+
+            if args.target not in ahead_of_time.TPU_TOPOLOGIES:
+                known = ", ".join(ahead_of_time.TPU_TOPOLOGIES)
+                sys.exit(_refuse(f"--target: got {args.target!r}, expected one of {known}"))
+            if reason := ahead_of_time.missing(args.target):
+                sys.exit(_refuse(reason))
+            schedule.dump_schedules(dump)
+            chip, judge = args.target.removeprefix("tpu"), judge_by_schedule(args.target, dump)
+        else:
+            import jax
+            from jax.experimental.pallas import tpu as pltpu
+
+            if jax.default_backend() != "tpu":
+                sys.exit(_refuse("this machine has no TPU; name one to compile for with --target"))
+            chip, judge = str(pltpu.get_tpu_info().chip_version), judge_by_time
+        from kernels_pallas.grouped_matmul.tpu_tiles import TABLE
+
+        for depth, width in shapes:
+            found = tune(judge, args.rows, args.groups, depth, width)
+            table = json.loads(TABLE.read_text())  # again after each shape, so that a killed run keeps what it found
+            table[chip] = dict(sorted({**table.get(chip, {}), **found}.items()))
+            TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+            print(f"{TABLE}: {len(found)} blocks better than the rules for K={depth} N={width} on {chip}")
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
