@@ -1,0 +1,69 @@
+"""The table of tuned blocks: what goes in, and that kernels take it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas import tune
+from kernels_pallas.grouped_matmul import align_rows, tpu_tiles, tpu_weights
+from kernels_pallas.grouped_matmul.tpu_rows import product
+from kernels_pallas.schedule import _pallas_calls
+
+V5E = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
+
+
+def steps(function, shapes) -> int:
+    ((count, _, _),) = _pallas_calls(jax.make_jaxpr(function)(*shapes).jaxpr).values()
+    return count
+
+
+@pytest.fixture
+def on_v5e(monkeypatch):
+    monkeypatch.setattr(pltpu, "get_tpu_info", lambda: V5E)
+
+
+def test_only_blocks_better_than_the_rules_are_kept(on_v5e):
+    few, many = (tune.tune(judge, 256, 2, 256, 512) for judge in (steps, lambda f, s: 1 / steps(f, s)))
+    assert few == {}  # the rules take as few grid steps as can be
+    assert many == {
+        "product bfloat16 tile=16 K=256 N=512": [128],
+        "swiglu bfloat16 tile=16 K=256 N=512": [128],
+        "product_transposed bfloat16 tile=16 K=512 N=256": [128],
+        "sum_transposed bfloat16 tile=16 K=512 N=256": [128],
+    }
+
+
+def test_kernels_take_the_tables_blocks(on_v5e, monkeypatch):
+    layout = align_rows(jnp.zeros(64, jnp.int32), 2, tile=16)
+    x, w, dy = jnp.zeros((layout.num_slots, 256)), jnp.zeros((2, 256, 512)), jnp.zeros((layout.num_slots, 512))
+    rows = functools.partial(product, layout=layout, transpose=False)
+    calls = (lambda: rows((x,), (w,))), (lambda: tpu_weights.weight_gradient(x, dy, layout))
+    by_rule = [steps(call, ()) for call in calls]
+    table = {
+        tpu_tiles.table_key("product", "float32", 16, 256, 512): [128],
+        tpu_tiles.table_key("weight_gradient", "float32", 16, 256, 512): [128, 256],
+    }
+    monkeypatch.setattr(tpu_tiles, "_table", lambda: {"v5e": table})
+    assert [steps(call, ()) for call in calls] == [4 * by_rule[0], 4 * by_rule[1]]
+
+
+def test_a_block_fits_what_a_core_has(on_v5e):
+    for width in (96, 128, 1000, 4096, 14336):
+        for depth in (64, 1024, 4096, 14336):
+            inner, outer = tpu_tiles.gradient_blocks(depth, width, 256, 2)
+            assert 12 * inner * outer + 4 * 256 * (inner + outer) <= V5E.vmem_capacity_bytes
+            assert all(block == size or block % 128 == 0 for block, size in ((inner, depth), (outer, width)))
+            per_column, fixed = 4 * (depth + 256) + 4 * 256, 4 * 256 * depth
+            block = tpu_tiles.columns(width, per_column, fixed)
+            assert block * per_column + fixed <= V5E.vmem_capacity_bytes
+
+
+def test_without_a_tpu_to_time_or_name_the_command_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tune"])
+    with pytest.raises(SystemExit) as exit_:
+        tune.main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: this machine has no TPU; name one to compile for with --target\n"
