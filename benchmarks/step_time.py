@@ -1,7 +1,7 @@
 """A MoT training step against the dense step of equal FLOPs: `python benchmarks/step_time.py [--json FILE]`.
 
-Two settings: the default config, and two layers of the 94M preset with 8192 tokens. Half of the tokens are text, the
-others image (and speech in the default); both arms see the same batch.
+The default config, and two layers of the 94M preset with 8192 tokens of text and image in three mixes. Half of the
+default's tokens are text, the others image and speech. Both arms see the same batch.
 """
 
 import argparse
@@ -38,11 +38,13 @@ class Setting:
 def settings() -> dict[str, Setting]:
     default, _ = load_run(["digits_mot"])
     rows, length = default.data.global_batch_size, default.data.sequence_length
+    layers = Model(dim=512, num_layers=2, num_heads=8)
     return {
         f"default config (D=128, L=4, T={rows * length})": Setting(default.model, rows, length, (0.5, 0.3, 0.2), 60),
-        "94M layers (D=512, L=2 of 8, T=8192)": Setting(
-            Model(dim=512, num_layers=2, num_heads=8), 8, 1024, (0.5, 0.5), 6
-        ),
+        **{
+            f"94M layers (D=512, L=2 of 8, T=8192, {text:.0%} text)": Setting(layers, 8, 1024, (text, 1 - text), 6)
+            for text in (0.5, 0.9, 1.0)
+        },
     }
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
@@ -200,6 +201,32 @@ def test_products_of_bfloat16_accumulate_in_float32(implementation):
     weights = jnp.concatenate([jnp.full((1, 1, 1), 256.0), jnp.ones((1, 256, 1)) / 64], axis=1).astype(jnp.bfloat16)
     y = grouped_matmul(group_rows(x, layout), weights, layout, implementation=implementation)
     assert y[0, 0] == 260
+
+
+def racing(x):
+    """Reads what a copy is still writing."""
+
+    def kernel(x, out, scratch, done):
+        copy = pltpu.make_async_copy(x, scratch, done)
+        copy.start()
+        out[...] = scratch[...]
+        copy.wait()
+
+    scratch = [pltpu.VMEM(x.shape, x.dtype), pltpu.SemaphoreType.DMA]
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(kernel, in_specs=[anywhere], out_shape=shape, scratch_shapes=scratch)(x)
+
+
+def test_tpu_kernels_race_with_nothing(rng, capfd):
+    ids = rng.choice([0, 2], 40).astype(np.int32)
+    x, dy = draw(rng, "float32", 40, K), draw(rng, "float32", 40, N)
+    weights = [draw(rng, "float32", 3, *shape) for shape in ((K, N), (K, N), (N, N))]
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
+        jax.block_until_ready(compiled.__wrapped__("tpu", 3, 16)(ids, x, dy, *weights))
+        assert "RACE" not in capfd.readouterr().out
+        jax.block_until_ready(jax.jit(racing)(x))
+    assert "RACE" in capfd.readouterr().out
 
 
 def problem(rng, implementation):
