@@ -1,8 +1,8 @@
 """Grouped products against one dense product of the same useful FLOPs: `python benchmarks/grouped_matmul.py`.
 
-The arms of a setting take turns in one run. `forward` is one product; `both gradients` is one with the gradients of
-rows and weights; `feed-forward, trained` is a SwiGLU layer's forward and backward. Rows are grouped beforehand, as a
-model groups them once for all its layers; the arm `moving rows` prices one move in and one out.
+The arms of a setting take turns in one run. `forward` is one product; `forward and both gradients` adds those of rows
+and weights; `feed-forward, trained` is a SwiGLU layer's forward and backward. Rows are grouped beforehand, as a model
+groups them once for all its layers; the arm `moving rows` prices one move in and one out.
 """
 
 import argparse
@@ -29,17 +29,14 @@ SETTINGS = {
 }
 
 
-def loss(y):
-    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
-
-
 def others() -> tuple[dict[str, Callable], list[str]]:
     """Peers that run on this machine, as (x, weights, sizes) -> y, and a line on each that does not."""
     found, absent = {"lax.ragged_dot": jax.lax.ragged_dot}, []
     if jax.default_backend() == "tpu":
         from jax.experimental.pallas.ops.tpu.megablox import gmm
 
-        found["megablox"] = functools.partial(gmm, preferred_element_type=jnp.bfloat16, tiling=(256, 512, 512))
+        tiling = (256, 512, 512)
+        found[f"megablox, tiles {tiling}"] = functools.partial(gmm, preferred_element_type=jnp.bfloat16, tiling=tiling)
     else:
         absent.append("megablox: needs a TPU")
     if importlib.util.find_spec("tokamax"):
@@ -65,29 +62,39 @@ def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) ->
     sizes = jnp.asarray(np.bincount(ids, minlength=groups), jnp.int32)
     in_order = x[np.argsort(ids, kind="stable")]
 
+    dy, dx = (np.asarray(rng.normal(size=(rows, size)), dtype) for size in (width, depth))
+
+    def swiglu(x, gate, up, down):
+        return (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
+
+    # (function, arrays that are differentiated, what is not, cotangent); nothing is a constant of the program
     products = {
-        "dense": (lambda x, w: x @ w, x, up[0]),
-        "grouped": (lambda x, w: grouped_matmul(x, w, layout), slots, up),
-        **{name: (lambda x, w, f=f: f(x, w, sizes), in_order, up) for name, f in others()[0].items()},
+        "dense": (lambda x, w: x @ w, (x, up[0]), (), dy),
+        "grouped": (grouped_matmul, (slots, up), (layout,), group_rows(dy, layout)),
+        **{name: (function, (in_order, up), (sizes,), dy) for name, function in others()[0].items()},
     }
     layers = {
-        "dense": (lambda x, g, u, d: (jax.nn.silu(x @ g) * (x @ u)) @ d, x, gate[0], up[0], down[0]),
-        "grouped": (lambda x, *w: grouped_feed_forward(x, *w, layout), slots, gate, up, down),
+        "dense": (swiglu, (x, gate[0], up[0], down[0]), (), dx),
+        "grouped": (grouped_feed_forward, (slots, gate, up, down), (layout,), group_rows(dx, layout)),
     }
 
-    def call(function, *arguments):
-        return functools.partial(jax.jit(function), *arguments)
+    def forward(function, arrays, others, _):
+        return functools.partial(jax.jit(function), *arrays, *others)
 
-    def differentiated(function, *arguments):
-        every = tuple(range(len(arguments)))
-        return functools.partial(jax.jit(jax.grad(lambda *a: loss(function(*a)), argnums=every)), *arguments)
+    def trained(function, arrays, others, cotangent):
+        def run(arrays, others, cotangent):
+            y, pull = jax.vjp(lambda *a: function(*a, *others), *arrays)
+            return y, pull(cotangent)
 
+        return functools.partial(jax.jit(run), arrays, others, cotangent)
+
+    moved = jax.jit(lambda x, y, layout: (group_rows(x, layout), ungroup_rows(y, layout)))
     return {
-        "forward": {arm: call(*of) for arm, of in products.items()},
-        "both gradients": {arm: differentiated(*of) for arm, of in products.items()},
+        "forward": {arm: forward(*of) for arm, of in products.items()},
+        "forward and both gradients": {arm: trained(*of) for arm, of in products.items()},
         "feed-forward, trained": {
-            **{arm: differentiated(*of) for arm, of in layers.items()},
-            "moving rows": call(lambda x, y: (group_rows(x, layout), ungroup_rows(y, layout)), x, slots),
+            **{arm: trained(*of) for arm, of in layers.items()},
+            "moving rows": functools.partial(moved, x, slots, layout),
         },
     }
 
@@ -106,7 +113,8 @@ def main() -> None:
             label = f"{what}: {name}, T={setting[0]} K={setting[1]} N={setting[2]}"
             rows += [report.row(f"{arm}: {label}", seconds[arm], "dense", seconds["dense"]) for arm in calls]
     report.show("grouped products", rows, args.json)
-    print(*(f"not here: {line}" for line in others()[1]), sep="\n")
+    for line in others()[1]:
+        print("not here:", line)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import report
 
-from kernels_pallas.ahead_of_time import TARGETS, TPU_TOPOLOGIES, compile_for
+from kernels_pallas.ahead_of_time import TARGETS, TPU_TOPOLOGIES, compile_for, missing
 from kernels_pallas.grouped_matmul import align_rows, grouped_feed_forward, grouped_matmul, grouped_swiglu
-from kernels_pallas.schedule import dump_schedules, read_schedules
+from kernels_pallas.schedule import dump_schedules, empty, read_schedules
 
 INNER, OUTER, GROUPS = 1024, 4096, 8
 
@@ -69,8 +69,7 @@ def rows_for(target: str, dump: pathlib.Path, num_rows: int) -> list[dict]:
             add(name, "grid step", schedule.cycles, "cycles", "matrix units", schedule.utilisation(target) * bound)
             add(name, "spilled", schedule.spills, "registers")
         add(name, "temporary memory", compiled.memory_analysis().temp_size_in_bytes / 2**20, "MiB")
-        for path in dump.iterdir():
-            path.unlink()
+        empty(dump)
     return rows
 
 
@@ -80,6 +79,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192, help="tokens T (default: 8192)")
     parser.add_argument("--json", help="also write the rows here")
     args = parser.parse_args()
+    if reasons := [reason for target in args.target if (reason := missing(target))]:
+        parser.error(reasons[0])
     rows = []
     with tempfile.TemporaryDirectory() as dump:
         dump_schedules(pathlib.Path(dump))

@@ -12,13 +12,13 @@ import re
 
 import jax
 
-# bfloat16 FLOPs of one core's matrix units a cycle, cycles a second, and bytes a second between HBM and one core
+# bfloat16 FLOPs of one core's matrix units a cycle, cycles a second, bytes a second from HBM, cores that share the grid
 PEAKS = {
-    "v4": (131_072, 1.05e9, 1_228e9 / 2),
-    "v5e": (131_072, 1.5e9, 819e9),
-    "v5p": (131_072, 1.75e9, 2_765e9 / 2),
-    "v6e": (524_288, 1.75e9, 1_640e9),
-    "tpu7x": (524_288, 2.2e9, 7_380e9 / 2),
+    "v4": (131_072, 1.05e9, 1_228e9, 2),
+    "v5e": (131_072, 1.5e9, 819e9, 1),
+    "v5p": (131_072, 1.75e9, 2_765e9, 2),
+    "v6e": (524_288, 1.75e9, 1_640e9, 1),
+    "tpu7x": (524_288, 2.2e9, 7_380e9 / 2, 1),  # each of its two cores is a device of its own
 }
 UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL", "SALU")  # the dump's columns
 
@@ -35,13 +35,13 @@ class Schedule:
     moved: int
 
     def utilisation(self, target: str) -> float:
-        """Share of the matrix units' peak that the schedule reaches."""
+        """Share of one core's matrix units' peak that the schedule reaches."""
         return self.flops / (self.cycles * self.steps * PEAKS[target][0])
 
     def seconds(self, target: str) -> tuple[float, float]:
         """(by the schedule, by the bytes): the larger is the floor of the call's time."""
-        _, clock, bandwidth = PEAKS[target]
-        return self.cycles * self.steps / clock, self.moved / bandwidth
+        _, clock, bandwidth, cores = PEAKS[target]
+        return self.cycles * self.steps / (clock * cores), self.moved / bandwidth
 
 
 def dump_schedules(directory: pathlib.Path) -> None:
@@ -51,7 +51,11 @@ def dump_schedules(directory: pathlib.Path) -> None:
 
 
 def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[Schedule]:
-    """The dumped schedules of the kernels that a trace calls, by name; empties the directory."""
+    """The dumped schedules of the kernels that a trace calls, by name; empties the directory.
+
+    Raises:
+      ValueError: two calls of one name differ, and the dump does not say which is which.
+    """
     calls = _pallas_calls(traced.jaxpr.jaxpr)
     found = []
     for path in sorted(directory.glob("*packed-bundles-post-ra.txt")):
@@ -61,13 +65,17 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
             units = _units(directory, f"{match[1]}-{match[2]}")
             steps, flops, moved = calls[name]
             found.append(Schedule(name, _loop_cycles(path), units["SPILL"], steps, flops, moved))
-    for path in directory.iterdir():
-        path.unlink()
+    empty(directory)
     return found
 
 
+def empty(directory: pathlib.Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
 def _pallas_calls(jaxpr) -> dict[str, tuple[int, int, int]]:
-    """(grid steps, FLOPs, bytes) of every kernel, by name; of two with one name, the last."""
+    """(grid steps, FLOPs, bytes) of every kernel, by name."""
     calls = {}
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
@@ -75,11 +83,15 @@ def _pallas_calls(jaxpr) -> dict[str, tuple[int, int, int]]:
             for size in eqn.params["grid_mapping"].grid:
                 steps *= size
             cost = eqn.params["cost_estimate"]
-            calls[eqn.params["name"]] = (steps, cost.flops, cost.bytes_accessed)
+            name, call = eqn.params["name"], (steps, cost.flops, cost.bytes_accessed)
+            if calls.setdefault(name, call) != call:
+                raise ValueError(f"kernel {name} is called with two shapes; ask for one call at a time")
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                calls |= _pallas_calls(inner)
+                for name, call in _pallas_calls(inner).items():
+                    if calls.setdefault(name, call) != call:
+                        raise ValueError(f"kernel {name} is called with two shapes; ask for one call at a time")
     return calls
 
 

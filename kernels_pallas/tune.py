@@ -24,11 +24,12 @@ def candidates(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     def parts(size):
         lanes = {math.ceil(size / (128 * count)) for count in (1, 2, 3, 4, 6, 8)}
-        return sorted(128 * each for each in lanes if 128 * each <= size)
+        return sorted({size} | {128 * each for each in lanes if 128 * each < size})
 
     for columns in parts(width):
         yield "product", (columns,)
         yield "swiglu", (columns,)
+        yield "swiglu_kept", (columns,)
     for columns in parts(depth):
         yield "product_transposed", (columns,)
         yield "sum_transposed", (columns,)
@@ -38,18 +39,18 @@ def candidates(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield "weight_gradient", (inner, outer)
 
 
-def call(kernel: str, block: tuple[int, ...] | None, layout_of: Callable) -> Callable:
-    """The kernel as a function of (group ids, x [P, K], y [P, N], w [G, K, N])."""
+def call(kernel: str, block: tuple[int, ...], layout_of: Callable) -> Callable:
+    """The kernel as a function of (group ids, x [P, K], y [P, N], w [G, K, N]); block () is the rules' own."""
     from kernels_pallas.grouped_matmul import tpu_rows, tpu_weights
 
-    one = block[0] if block else None
+    product = functools.partial(tpu_rows.product, block=block)
+    swiglu = functools.partial(tpu_rows.swiglu, block=block)
     return {
-        "product": lambda i, x, y, w: tpu_rows.product((x,), (w,), layout_of(i), transpose=False, block=one),
-        "product_transposed": lambda i, x, y, w: tpu_rows.product((y,), (w,), layout_of(i), transpose=True, block=one),
-        "sum_transposed": lambda i, x, y, w: tpu_rows.product(
-            (y, y + 1), (w, w + 1), layout_of(i), transpose=True, block=one
-        ),
-        "swiglu": lambda i, x, y, w: tpu_rows.swiglu(x, w, w + 1, layout_of(i), keep=False, block=one),
+        "product": lambda i, x, y, w: product((x,), (w,), layout_of(i), transpose=False),
+        "product_transposed": lambda i, x, y, w: product((y,), (w,), layout_of(i), transpose=True),
+        "sum_transposed": lambda i, x, y, w: product((y, y + 1), (w, w + 1), layout_of(i), transpose=True),
+        "swiglu": lambda i, x, y, w: swiglu(x, w, w + 1, layout_of(i), keep=False),
+        "swiglu_kept": lambda i, x, y, w: swiglu(x, w, w + 1, layout_of(i), keep=True),
         "weight_gradient": lambda i, x, y, w: tpu_weights.weight_gradient(x, y, layout_of(i), block=block),
     }[kernel]
 
@@ -59,12 +60,13 @@ def judge_by_schedule(target: str, dump: pathlib.Path) -> Callable:
     import jax
 
     from kernels_pallas.ahead_of_time import compile_for
-    from kernels_pallas.schedule import read_schedules
+    from kernels_pallas.schedule import empty, read_schedules
 
     def seconds(function, shapes):
         try:
             _, traced = compile_for(target, function, *shapes)
         except jax.errors.JaxRuntimeError:  # too large for VMEM
+            empty(dump)
             return None
         schedules = read_schedules(dump, traced)
         return max(schedules[0].seconds(target)) if schedules else None
@@ -94,8 +96,8 @@ def judge_by_time(function, shapes) -> float | None:
     return float(np.median(taken))
 
 
-def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dict[str, list[int]]:
-    """Table entries for one shape, bfloat16: the best block of each kernel that beats the rules'."""
+def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dict[str, list[int] | None]:
+    """Table entries for one shape, bfloat16: each kernel's best block, None where the rules' is as good."""
     import jax
     import jax.numpy as jnp
 
@@ -110,17 +112,19 @@ def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dic
     rules, found = {}, {}
     for kernel, block in candidates(depth, width):
         if kernel not in rules:
-            rules[kernel] = judge(call(kernel, None, layout_of), shapes)
+            rules[kernel] = judge(call(kernel, (), layout_of), shapes)
         taken = judge(call(kernel, block, layout_of), shapes)
         print(f"{kernel} K={depth} N={width} {block}: {_microseconds(taken)}, by rule {_microseconds(rules[kernel])}")
-        best, _ = found.get(kernel, (GAIN * rules[kernel], None))
+        by_rule = math.inf if rules[kernel] is None else rules[kernel]
+        best, _ = found.get(kernel, (GAIN * by_rule, None))
         if taken is not None and taken < best:
             found[kernel] = taken, list(block)
     contracted = {"product_transposed": (width, depth), "sum_transposed": (width, depth)}
-    return {
-        table_key(kernel, jnp.bfloat16, layout.tile, *contracted.get(kernel, (depth, width))): block
-        for kernel, (_, block) in found.items()
-    }
+    entries = {}
+    for kernel in rules:
+        key = table_key(kernel, jnp.bfloat16, layout.tile, *contracted.get(kernel, (depth, width)))
+        entries[key] = found[kernel][1] if kernel in found else None
+    return entries
 
 
 def _microseconds(seconds: float | None) -> str:
@@ -129,7 +133,7 @@ def _microseconds(seconds: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kernels_pallas.tune", description=__doc__)
-    parser.add_argument("--target", help="a TPU to compile for: v4, v5e, v5p, v6e; none: this machine's")
+    parser.add_argument("--target", help="a TPU to compile for (v4, v5e, v5p, v6e, tpu7x); none: this machine's")
     parser.add_argument("--shape", nargs=2, type=int, action="append", metavar=("K", "N"), help="may be repeated")
     parser.add_argument("--rows", type=int, default=8192, help="tokens T (default: 8192)")
     parser.add_argument("--groups", type=int, default=2, help="groups G (default: 2)")
@@ -160,9 +164,11 @@ def main() -> None:
         for depth, width in shapes:
             found = tune(judge, args.rows, args.groups, depth, width)
             table = json.loads(TABLE.read_text())  # again after each shape, so that a killed run keeps what it found
-            table[chip] = dict(sorted({**table.get(chip, {}), **found}.items()))
+            entries = {**table.get(chip, {}), **found}
+            table[chip] = {key: block for key, block in sorted(entries.items()) if block}
             TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
-            print(f"{TABLE}: {len(found)} blocks better than the rules for K={depth} N={width} on {chip}")
+            better = sum(map(bool, found.values()))
+            print(f"{TABLE}: {better} blocks better than the rules for K={depth} N={width} on {chip}")
 
 
 def _refuse(message: str) -> int:

@@ -21,6 +21,7 @@ find_python() {
 
 # cpu, tpu, cuda (driver 525 or newer) or cuda13 (driver 580 or newer)
 accelerator() {
+  if [ "${JAX_PLATFORMS:-}" = cpu ]; then echo cpu; return; fi
   driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1) || driver=""
   case $driver in
     '' | *[!0-9]*) ;;

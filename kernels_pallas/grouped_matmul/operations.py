@@ -25,9 +25,10 @@ def _run(name: str, implementation: str | None, layout: Layout, *arrays, **stati
 
     if implementation is not None:
         return (of(xla) if implementation == "xla" else of_kernels(implementation))(*arrays, layout)
-    able = {name: of_kernels(name) for name, kernels in KERNELS.items() if not kernels.unsupported(layout, *arrays)}
+    able = [platform for platform, kernels in KERNELS.items() if not kernels.unsupported(layout, *arrays)]
+    own = {platform: of_kernels(platform) for platform in able}
     # Never by jax.devices(): the program may be compiled for a machine that is not there.
-    return lax.platform_dependent(*arrays, layout, default=of(xla), **able)
+    return lax.platform_dependent(*arrays, layout, default=of(xla), **own)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -2,10 +2,10 @@
 
 
 def choose_tile(num_rows: int, num_groups: int) -> int:
-    """Rows per tile: the power of two below T / (5 G), from 8 (a few rows being decoded) to 256.
+    """Rows per tile: the largest power of two not above T / (5 G), from 8 (a few rows being decoded) to 256.
 
-    A group's last tile is half padding on average, so padding stays near a tenth of the rows. A TPU v6e wants 256 rows
-    (its matrix units are busy for 0.88 of the kernels' cycles, against 0.78 at 128); a v5e is content with 128 (0.95).
+    A group's last tile is half padding on average, so padding is a twentieth to a tenth of the rows. A TPU v6e wants
+    256 rows (its matrix units are busy for 0.88 of a kernel's cycles, against 0.78 at 128), a v5e is content with 128.
     """
     share = num_rows // (5 * num_groups)
     return min(256, max(8, 1 << (share.bit_length() - 1) if share else 0))

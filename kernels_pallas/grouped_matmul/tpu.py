@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from kernels_pallas.grouped_matmul import tpu_rows, tpu_weights
 from kernels_pallas.grouped_matmul.activation import activation_gradient
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import fits
+from kernels_pallas.grouped_matmul.tpu_tiles import chip, fits
 
 DTYPES = (jnp.bfloat16, jnp.float32)
 ROWS = 8  # of a register tile; bfloat16 packs two such into one, which the compiler copes with
@@ -16,6 +16,8 @@ def unsupported(layout: Layout, *arrays) -> str | None:
     dtype, widest = arrays[0].dtype, max(size for array in arrays for size in array.shape[1:])
     if dtype not in DTYPES:
         return f"rows are {dtype}, expected bfloat16 or float32"
+    if (tpu := chip()) and tpu.generation < 4:
+        return f"TPU generation {tpu.generation}, expected 4 or later"
     if layout.tile % ROWS:
         return f"tiles hold {layout.tile} rows, expected a multiple of {ROWS}"
     if not fits(widest, layout.tile, dtype.itemsize):

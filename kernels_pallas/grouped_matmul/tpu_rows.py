@@ -19,15 +19,19 @@ from kernels_pallas.grouped_matmul.layout import Layout
 from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, tuned, vmem_limit
 
 
-def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool, block: int | None = None):
-    """The sum of each x [P, K] times its stack [G, K, N] (or [G, N, K]) -> [P, N]; `block` columns at a time."""
+def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool, block: tuple[int, ...] | None = None):
+    """The sum of each x [P, K] times its stack [G, K, N] (or [G, N, K]) -> [P, N].
+
+    `block` is how many columns at a time; () leaves it to the rules, None to the table and then the rules.
+    """
     name = f"{'product' if len(xs) == 1 else 'sum'}{'_transposed' if transpose else ''}"
     return _call(name, _sum, 1, xs, weights, layout, transpose, block)[0]
 
 
-def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool, block: int | None = None):
+def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool, block: tuple[int, ...] | None = None):
     """x [P, K], weights [G, K, N] -> silu(gate) * up, and gate and up if they are kept, each [P, N]."""
-    return _call("swiglu", _swiglu, 3 if keep else 1, (x,), (w_gate, w_up), layout, False, block)
+    name, outs = ("swiglu_kept", 3) if keep else ("swiglu", 1)
+    return _call(name, _swiglu, outs, (x,), (w_gate, w_up), layout, False, block)
 
 
 def _sum(outs, products):
@@ -68,17 +72,18 @@ def _call(
     weights: tuple,
     layout: Layout,
     transpose: bool,
-    block: int | None,
+    block: tuple[int, ...] | None,
 ):
     contracted, width = xs[0].shape[1], weights[0].shape[1 if transpose else 2]
     tile, tiles = layout.tile, layout.tile_groups.shape[0]
-    # Bytes in VMEM a column: blocks are double-buffered, products are float32 until they are written.
     item = xs[0].dtype.itemsize
-    per_column = 2 * item * (len(weights) * contracted + num_outs * tile) + 4 * len(weights) * tile
     if block is None:
-        (block,) = tuned(name, xs[0].dtype, tile, contracted, width) or (
-            columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item),
-        )
+        block = tuned(name, xs[0].dtype, tile, contracted, width)
+    if not block:
+        # Bytes in VMEM a column: blocks are double-buffered, products are float32 until they are written.
+        per_column = 2 * item * (len(weights) * contracted + num_outs * tile) + 4 * len(weights) * tile
+        block = (columns(width, per_column, fixed=2 * len(xs) * tile * contracted * item),)
+    (block,) = block
     blocks, size = pl.cdiv(width, block), tiles * tile * width
 
     def last_live(i, live):
@@ -108,7 +113,8 @@ def _call(
         ),
         out_shape=[jax.ShapeDtypeStruct((tiles * tile, width), xs[0].dtype) for _ in range(num_outs)],
         compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=vmem_limit(), dimension_semantics=("parallel", "arbitrary")
+            vmem_limit_bytes=vmem_limit(),
+            dimension_semantics=("parallel", "parallel"),  # for the two cores of a v4 or v5p, also where blocks is 1
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * len(weights) * contracted * size,  # as if every tile were live

@@ -15,8 +15,6 @@ from jax.experimental.pallas import tpu as pltpu
 LANES = 128
 SMALLEST_VMEM = 16 << 20  # of the chips these kernels run on: v4; also where the chip is unknown (interpret mode)
 SQUARE = 1024  # columns of x that a block of the weights' gradient holds at least, if there are so many
-
-
 TABLE = pathlib.Path(__file__).parent / "tpu_tiles.json"
 
 
@@ -29,21 +27,24 @@ def table_key(kernel: str, dtype, tile: int, depth: int, width: int) -> str:
     return f"{kernel} {jnp.dtype(dtype).name} tile={tile} K={depth} N={width}"
 
 
-def tuned(kernel: str, dtype, tile: int, depth: int, width: int) -> list[int] | None:
-    """The block for this chip and shape, where one was found that beats the rules."""
+def chip() -> pltpu.TpuInfo | None:
+    """The TPU being compiled for, None where the default device is none and no mesh says otherwise."""
     try:
-        chip = str(pltpu.get_tpu_info().chip_version)
-    except ValueError:  # traced where the default device is no TPU
+        return pltpu.get_tpu_info()
+    except ValueError:
         return None
-    return _table().get(chip, {}).get(table_key(kernel, dtype, tile, depth, width))
+
+
+def tuned(kernel: str, dtype, tile: int, depth: int, width: int) -> tuple[int, ...] | None:
+    """The block for this chip and shape, where one was found that beats the rules."""
+    entries = _table().get(str(chip().chip_version), {}) if chip() else {}
+    found = entries.get(table_key(kernel, dtype, tile, depth, width))
+    return found and tuple(found)
 
 
 def vmem_limit() -> int:
     """Bytes of VMEM a kernel may use: three quarters of the core's, the rest is the compiler's."""
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4
-    except ValueError:  # traced where the default device is no TPU
-        return SMALLEST_VMEM * 3 // 4
+    return (chip().vmem_capacity_bytes if chip() else SMALLEST_VMEM) * 3 // 4
 
 
 def fits(contracted: int, tile: int, itemsize: int) -> bool:
@@ -63,13 +64,18 @@ def columns(width: int, per_column: int, fixed: int) -> int:
 
 
 def gradient_blocks(depth: int, width: int, tile: int, itemsize: int) -> tuple[int, int]:
-    """(columns of x, columns of dy) in a block of the weights' gradient, which is float32."""
+    """(columns of x, columns of dy) in a block of the weights' gradient, which is float32; a block a core at least.
+
+    The rows' own share of VMEM is left out for `inner`: `fits` has made sure that it is small.
+    """
     room = vmem_limit() * 7 // 8
-    # A block and its copy on the way out, and the step's product beside them; the rows take little.
-    per_element = 12
+    per_element = 12  # a block and its copy on the way out, and the step's product beside them
     inner = columns(depth, per_element * min(width, room // (2 * per_element * SQUARE)), fixed=0)
     per_column = per_element * inner + 2 * itemsize * tile
-    return inner, columns(width, per_column, fixed=2 * itemsize * tile * inner)
+    outer = columns(width, per_column, fixed=2 * itemsize * tile * inner)
+    if inner == depth and outer == width > LANES and chip() and chip().num_cores > 1:
+        outer = -(-width // (chip().num_cores * LANES)) * LANES
+    return inner, outer
 
 
 def clear(ref) -> None:

@@ -41,14 +41,15 @@ def _kernel(tile_of, group_of, what_of, x, dy, out):
         clear(out.at[0])
 
 
-def weight_gradient(x, dy, layout: Layout, *, block: tuple[int, int] | None = None):
+def weight_gradient(x, dy, layout: Layout, *, block: tuple[int, ...] | None = None):
     """x [P, K], dy [P, N] -> [G, K, N]: the sum of x^T dy over each group's rows, in float32 until it is written.
 
-    `block` is how many columns of x and of dy meet in a grid step.
+    `block` is how many columns of x and of dy meet in a grid step; () leaves it to the rules, None to the table first.
     """
     (slots, depth), width = x.shape, dy.shape[1]
     tile, dtype = layout.tile, x.dtype
-    block = block or tuned("weight_gradient", dtype, tile, depth, width)
+    if block is None:
+        block = tuned("weight_gradient", dtype, tile, depth, width)
     inner, outer = block or gradient_blocks(depth, width, tile, dtype.itemsize)
     grid = (pl.cdiv(depth, inner), pl.cdiv(width, outer), slots // tile + layout.num_groups)
     total = pl.pallas_call(

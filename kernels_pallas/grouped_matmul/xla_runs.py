@@ -66,5 +66,7 @@ def accumulate(out, group, step):
 
 def zeros(shape: tuple[int, ...], dtype, source, layout: Layout):
     """Zeros that seem to depend on `source`: XLA would merge equal zeros into one array and copy it for each loop."""
+    if not source.size:
+        return jnp.zeros(shape, dtype)
     first = lax.squeeze(lax.slice(source, (0,) * source.ndim, (1,) * source.ndim), range(source.ndim))
     return jnp.broadcast_to(jnp.where(layout.live_tiles < 0, first.astype(dtype), jnp.zeros((), dtype)), shape)

@@ -66,11 +66,12 @@ def _own(owner: Float[Array, "P G"], value: Float[Array, "G D"]) -> Float[Array,
 
 
 def _own_forward(owner, value):
-    return _own(owner, value), owner
+    return _own(owner, value), (owner, value)
 
 
-def _own_backward(owner, dy):
-    return None, jnp.einsum("pg,pd->gd", owner, dy, precision=jax.lax.Precision.HIGHEST)
+def _own_backward(saved, dy):
+    owner, value = saved
+    return None, jnp.einsum("pg,pd->gd", owner, dy, precision=jax.lax.Precision.HIGHEST).astype(value.dtype)
 
 
 _own.defvjp(_own_forward, _own_backward)

@@ -17,7 +17,10 @@ from kernels_pallas.grouped_matmul import (
     grouped_feed_forward,
     grouped_matmul,
     grouped_swiglu,
+    tpu_rows,
+    tpu_weights,
     ungroup_rows,
+    xla,
 )
 from kernels_pallas.grouped_matmul.api import IMPLEMENTATIONS
 from kernels_pallas.grouped_matmul.xla_runs import _runs
@@ -201,6 +204,25 @@ def test_products_of_bfloat16_accumulate_in_float32(implementation):
     weights = jnp.concatenate([jnp.full((1, 1, 1), 256.0), jnp.ones((1, 256, 1)) / 64], axis=1).astype(jnp.bfloat16)
     y = grouped_matmul(group_rows(x, layout), weights, layout, implementation=implementation)
     assert y[0, 0] == 260
+
+
+def test_tpu_blocks_narrower_than_the_matrices(rng):
+    ids, depth, width, wide = rng.choice([0, 2], 50).astype(np.int32), 200, 333, (128,)
+    layout = jax.jit(functools.partial(align_rows, num_groups=4, tile=16))(ids)
+    x, dy = (group_rows(jnp.asarray(draw(rng, "float32", 50, size)), layout) for size in (depth, width))
+    up, gate = (jnp.asarray(draw(rng, "float32", 4, depth, width)) for _ in range(2))
+    with pltpu.force_tpu_interpret_mode():
+        got = (
+            tpu_rows.product((x,), (up,), layout, transpose=False, block=wide),
+            tpu_rows.product((dy, -dy), (up, gate), layout, transpose=True, block=wide),
+            *tpu_rows.swiglu(x, gate, up, layout, keep=True, block=wide),
+            tpu_weights.weight_gradient(x, dy, layout, block=(128, 256)),
+        )
+    gated = xla.swiglu(x, gate, up, layout, keep=True)
+    both = xla.matmul(dy, up, layout, transpose=True) - xla.matmul(dy, gate, layout, transpose=True)
+    _, gradient = xla.matmul_gradient(x, up, dy, layout, transpose=False)
+    for mine, expected in zip(got, (xla.matmul(x, up, layout, transpose=False), both, *gated, gradient), strict=True):
+        assert_close(mine, np.asarray(expected, np.float64), "float32")
 
 
 def racing(x):

@@ -28,10 +28,11 @@ def on_v5e(monkeypatch):
 
 def test_only_blocks_better_than_the_rules_are_kept(on_v5e):
     few, many = (tune.tune(judge, 256, 2, 256, 512) for judge in (steps, lambda f, s: 1 / steps(f, s)))
-    assert few == {}  # the rules take as few grid steps as can be
-    assert many == {
+    assert not any(few.values())  # the rules take as few grid steps as can be
+    assert {key: block for key, block in many.items() if block} == {
         "product bfloat16 tile=16 K=256 N=512": [128],
         "swiglu bfloat16 tile=16 K=256 N=512": [128],
+        "swiglu_kept bfloat16 tile=16 K=256 N=512": [128],
         "product_transposed bfloat16 tile=16 K=512 N=256": [128],
         "sum_transposed bfloat16 tile=16 K=512 N=256": [128],
     }
@@ -64,6 +65,7 @@ def test_a_block_fits_what_a_core_has(on_v5e):
 
 def test_without_a_tpu_to_time_or_name_the_command_says_so(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["tune"])
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with pytest.raises(SystemExit) as exit_:
         tune.main()
     assert exit_.value.code == 2
