@@ -257,7 +257,8 @@ def check_model(model: Model) -> None:
     """Raises ConfigError where a model's numbers cannot go together; names too, once its modalities are known."""
     for field in ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size"):
         _check_least(f"Model.{field}", getattr(model, field), 1)
-    for _, blocks in model.plan or ():
+    for repeat, blocks in model.plan or ():
+        _check_least("Model.plan: a run's repeat", repeat, 1)
         for block in blocks:
             _check_least("Block.ffn_dim", block.ffn_dim, 1)
     for name, value in (("rope_theta", model.rope_theta), ("norm_epsilon", model.norm_epsilon)):
