@@ -78,7 +78,10 @@ def test_resolve_refuses_what_does_not_fit_the_data(model, expected):
         (Run(model=Model(num_heads=5)), "Model.num_heads: 5 heads do not divide Model.dim = 128"),
         (Run(model=Model(num_kv_heads=3)), "Model.num_kv_heads: 3 do not divide Model.num_heads = 4"),
         (Run(model=Model(head_dim=33)), "Model.head_dim: 33 is odd; rotary embedding needs pairs"),
-        (Run(model=Model(plan=((2, (Block(),)), (-1, (Block(),))))), "Model.plan: a run's repeat: expected a number that is at least 1, got -1"),
+        (
+            Run(model=Model(plan=((2, (Block(),)), (-1, (Block(),))))),
+            "Model.plan: a run's repeat: expected a number that is at least 1, got -1",
+        ),
         (Run(model=Model(plan=())), "Model.plan: has no layers"),
         (Run(model=Model(num_layers=0)), "Model.num_layers: expected a number that is at least 1, got 0"),
         (Run(model=Model(num_kv_heads=0)), "Model.num_kv_heads: expected a number that is at least 1, got 0"),
