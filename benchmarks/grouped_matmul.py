@@ -1,8 +1,8 @@
 """Grouped products against one dense product of the same useful FLOPs: `python benchmarks/grouped_matmul.py`.
 
-The arms of a setting take turns in one run. `forward` is one product; `forward and both gradients` adds those of rows
-and weights; `feed-forward, trained` is a SwiGLU layer's forward and backward. Rows are grouped beforehand, as a model
-groups them once for all its layers; the arm `moving rows` prices one move in and one out.
+The arms of a setting take turns in one run. `forward` is one product; `with gradients` adds those of rows and weights;
+`feed-forward` is a SwiGLU layer, forward and backward. Rows are grouped beforehand, as a model groups them once for all
+its layers; the arm `moving rows` prices one move in and one out.
 """
 
 import argparse
@@ -18,14 +18,14 @@ import report
 from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_feed_forward, grouped_matmul, ungroup_rows
 from mot_jax.training.host_memory import keep_freed_pages
 
-# name: (T, K, N, shares of the groups)
+# shares of the groups: (T, K, N, shares)
 SETTINGS = {
-    "2 groups, even": (8192, 512, 1376, (0.5, 0.5)),
-    "2 groups, 90/10": (8192, 512, 1376, (0.9, 0.1)),
-    "2 groups, 100/0": (8192, 512, 1376, (1.0, 0.0)),
-    "3 groups, default config": (1024, 128, 344, (0.46, 0.32, 0.22)),
-    "8 groups, even (4+4 experts)": (2048, 256, 1024, (0.125,) * 8),
-    "8 groups, two of them empty": (2048, 256, 1024, (0.3, 0.25, 0.15, 0.1, 0.1, 0.1, 0.0, 0.0)),
+    "G=2, 50/50": (8192, 512, 1376, (0.5, 0.5)),
+    "G=2, 90/10": (8192, 512, 1376, (0.9, 0.1)),
+    "G=2, 100/0": (8192, 512, 1376, (1.0, 0.0)),
+    "G=3, as the default config": (1024, 128, 344, (0.46, 0.32, 0.22)),
+    "G=8, even": (2048, 256, 1024, (0.125,) * 8),
+    "G=8, two empty": (2048, 256, 1024, (0.3, 0.25, 0.15, 0.1, 0.1, 0.1, 0.0, 0.0)),
 }
 
 
@@ -62,7 +62,7 @@ def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) ->
     sizes = jnp.asarray(np.bincount(ids, minlength=groups), jnp.int32)
     in_order = x[np.argsort(ids, kind="stable")]
 
-    dy, dx = (np.asarray(rng.normal(size=(rows, size)), dtype) for size in (width, depth))
+    dy, dx = (jnp.asarray(rng.normal(size=(rows, size)), dtype) for size in (width, depth))
 
     def swiglu(x, gate, up, down):
         return (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
@@ -91,8 +91,8 @@ def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) ->
     moved = jax.jit(lambda x, y, layout: (group_rows(x, layout), ungroup_rows(y, layout)))
     return {
         "forward": {arm: forward(*of) for arm, of in products.items()},
-        "forward and both gradients": {arm: trained(*of) for arm, of in products.items()},
-        "feed-forward, trained": {
+        "with gradients": {arm: trained(*of) for arm, of in products.items()},
+        "feed-forward": {
             **{arm: trained(*of) for arm, of in layers.items()},
             "moving rows": functools.partial(moved, x, slots, layout),
         },
@@ -110,9 +110,9 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         for what, calls in arms(*setting, dtype).items():
             seconds = report.alternate(calls, args.repeats)
-            label = f"{what}: {name}, T={setting[0]} K={setting[1]} N={setting[2]}"
-            rows += [report.row(f"{arm}: {label}", seconds[arm], "dense", seconds["dense"]) for arm in calls]
-    report.show("grouped products", rows, args.json)
+            rows += [report.row(f"{name} | {what} | {arm}", seconds[arm], "dense", seconds["dense"]) for arm in calls]
+    shapes = ", ".join(sorted({f"T={t} K={k} N={n}" for t, k, n, _ in SETTINGS.values()}))
+    report.show(f"grouped products, {shapes}", rows, args.json)
     for line in others()[1]:
         print("not here:", line)
 
