@@ -1,7 +1,7 @@
 """What the compilers of accelerators say of the kernels, with no accelerator: `python benchmarks/static_schedule.py`.
 
 For each TPU: the cycles of a grid step in the final schedule, and the share of the matrix units' peak that they reach
-(that the memory traffic allows, where it takes longer than the schedule); the registers spilled in a step; and the
+(that the memory traffic allows, where it takes longer than the schedule); the registers that a kernel spills; and the
 memory that the compiled call needs beside its arguments and results. For an H100: that it compiles, and that memory.
 """
 

@@ -1,6 +1,6 @@
 """Compiling for accelerators that are not there: libtpu's compiler and XLA's for CUDA run on any Linux machine.
 
-`pip install 'mot_jax[compile]'` brings both. Set JAX_PLATFORMS=cpu, or jax looks for the hardware first.
+`pip install -e '.[compile]'` brings both. Set JAX_PLATFORMS=cpu, or jax looks for the hardware first.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def missing(target: str) -> str | None:
         found = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         found = None
-    return None if found else f"{package} is not installed: pip install 'mot_jax[compile]'"
+    return None if found else f"{package} is not installed: pip install -e '.[compile]'"
 
 
 def compile_for(

@@ -6,9 +6,11 @@ count every branch of a kernel, so they bound the time of a step that waits for 
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 import jax
 
@@ -25,7 +27,7 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One kernel: `cycles` and register `spills` of a grid step; `steps`, `flops` and `moved` bytes of the call."""
+    """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call."""
 
     kernel: str
     cycles: int
@@ -77,22 +79,22 @@ def empty(directory: pathlib.Path) -> None:
 def _pallas_calls(jaxpr) -> dict[str, tuple[int, int, int]]:
     """(grid steps, FLOPs, bytes) of every kernel, by name."""
     calls = {}
+    for name, call in _every_call(jaxpr):
+        if calls.setdefault(name, call) != call:
+            raise ValueError(f"kernel {name} is called with two shapes; ask for one call at a time")
+    return calls
+
+
+def _every_call(jaxpr) -> Iterator[tuple[str, tuple[int, int, int]]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
-            steps = 1
-            for size in eqn.params["grid_mapping"].grid:
-                steps *= size
+            steps = math.prod(eqn.params["grid_mapping"].grid)
             cost = eqn.params["cost_estimate"]
-            name, call = eqn.params["name"], (steps, cost.flops, cost.bytes_accessed)
-            if calls.setdefault(name, call) != call:
-                raise ValueError(f"kernel {name} is called with two shapes; ask for one call at a time")
+            yield eqn.params["name"], (steps, cost.flops, cost.bytes_accessed)
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                for name, call in _pallas_calls(inner).items():
-                    if calls.setdefault(name, call) != call:
-                        raise ValueError(f"kernel {name} is called with two shapes; ask for one call at a time")
-    return calls
+                yield from _every_call(inner)
 
 
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\s?)*)\{(.*)")
@@ -118,7 +120,7 @@ def _loop_cycles(path: pathlib.Path) -> int:
 
 
 def _units(directory: pathlib.Path, kernel: str) -> collections.Counter:
-    """How many instructions of a grid step each unit gets."""
+    """How many instructions of the kernel each unit gets."""
     used = collections.Counter()
     for path in directory.glob(f"{kernel}-*pre-delay_hlo-static-per-bundle-utilization.txt"):
         _, _, table = path.read_text().partition("== UTIL")

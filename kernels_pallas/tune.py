@@ -1,6 +1,6 @@
 """Finds blocks that beat the rules of tpu_tiles.py: `python -m kernels_pallas.tune --target v5e --shape 1024 4096`.
 
-With --target the compiler's static schedule judges, and no accelerator is needed (pip install 'mot_jax[compile]');
+With --target the compiler's static schedule judges, and no accelerator is needed (pip install -e '.[compile]');
 without, this machine's TPU does, by timing. What is at least 1% better than the rules goes into tpu_tiles.json, which
 the kernels read; commit it.
 """

@@ -274,7 +274,7 @@ def assert_same(got, expected):
 
 def test_rematerialised_gradient_is_the_gradient(rng, fast):
     if fast == "tpu":
-        pytest.skip("interpret mode calls back to Python, which cannot be rematerialised; test_compiled does it")
+        pytest.skip("interpret mode calls back to Python, which cannot be rematerialised; test_compiled compiles it")
     loss, *inputs = problem(rng, fast)
     plain = jax.jit(jax.grad(loss, (0, 1)))(*inputs)
     assert_same(jax.jit(jax.grad(jax.checkpoint(loss), (0, 1)))(*inputs), plain)

@@ -38,6 +38,17 @@ def test_only_blocks_better_than_the_rules_are_kept(on_v5e):
     }
 
 
+def test_two_calls_that_a_dump_cannot_tell_apart_are_refused():
+    layout = align_rows(jnp.zeros(64, jnp.int32), 2, tile=16)
+    x, w = jnp.zeros((layout.num_slots, 256)), jnp.zeros((2, 256, 512))
+
+    def twice(x):
+        return [product((x,), (w[:, :, :width],), layout, transpose=False) for width in (512, 256)]
+
+    with pytest.raises(ValueError, match="kernel grouped_product is called with two shapes"):
+        steps(twice, (x,))
+
+
 def test_kernels_take_the_tables_blocks(on_v5e, monkeypatch):
     layout = align_rows(jnp.zeros(64, jnp.int32), 2, tile=16)
     x, w, dy = jnp.zeros((layout.num_slots, 256)), jnp.zeros((2, 256, 512)), jnp.zeros((layout.num_slots, 512))
