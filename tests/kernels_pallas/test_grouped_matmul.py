@@ -1,6 +1,7 @@
 """The numerics contract of grouped_matmul: every back end against a float64 numpy loop over rows, on fresh inputs."""
 
 import functools
+import re
 import secrets
 
 import jax
@@ -195,6 +196,18 @@ def test_runs_take_every_live_tile_of_its_group_once(rng, tile):
         live = int(layout.live_tiles)
         np.testing.assert_array_equal(owners[:live], layout.tile_groups[:live])
         assert np.all(owners[live:] == -1)
+
+
+def test_no_product_is_done_for_runs_that_are_not_there():
+    def product(ids, x, weights):
+        return grouped_matmul(x, weights, align_rows(ids, 2, tile=64), implementation="xla")
+
+    slots = jax.eval_shape(lambda ids: align_rows(ids, 2, tile=64), jnp.zeros(500, jnp.int32)).num_slots
+    arguments = jnp.zeros(500, jnp.int32), jnp.zeros((slots, 64)), jnp.zeros((2, 64, 128))
+    *loops, entry = jax.jit(product).lower(*arguments).compile().as_text().split("ENTRY")
+    products = re.compile(r"ynn_fusion|\bdot\(|dot_general")
+    assert products.search("".join(loops))
+    assert not products.search(entry)
 
 
 def test_products_of_bfloat16_accumulate_in_float32(implementation):
