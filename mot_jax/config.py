@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
+from mot_jax.config_experts import Depth, ExpertChoice, FeedForward, TokenChoice, check_depth, check_feed_forward
 from mot_jax.errors import ConfigError, nearest
 
 Part = Literal["attention", "feed_forward", "norm"]
@@ -37,12 +38,18 @@ class Block:
 
     untied: tuple[Part, ...] | None = None
     ffn_dim: int | None = None
+    feed_forward: FeedForward | Mapping[str, FeedForward] | None = None
     norm_order: Literal["pre", "post"] | None = None
+    depth: Depth | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A transformer. `untied` names the parts whose weights each group owns: none is dense, all three is MoT."""
+    """A transformer. `untied` names the parts whose weights each group owns: none is dense, all three is MoT.
+
+    `feed_forward` divides it into experts: each group's own where it is untied, else one set for all tokens; by
+    modality as in `{"text": @ExpertChoice()}`, where the others keep one SwiGLU.
+    """
 
     modalities: tuple[str, ...] | None = None  # text first; None: the data's
     vocab_size: int | None = None  # None: the data's, rounded up to a multiple of 128
@@ -52,11 +59,15 @@ class Model:
     num_kv_heads: int | None = None  # None: num_heads
     head_dim: int | None = None  # None: dim / num_heads
     ffn_dim: int | None = None  # None: 8/3 dim, rounded up to a multiple of 256
+    feed_forward: FeedForward | Mapping[str, FeedForward] = FeedForward()
     plan: tuple[tuple[int, tuple[Block, ...]], ...] | None = (
         None  # (repeat, blocks) runs; None: num_layers plain blocks
     )
     untied: tuple[Part, ...] = ()
     groups: Mapping[str, str] = FrozenMapping()  # modality -> the modality whose weights it shares
+    owner: Literal["modality", "hash"] = "modality"  # hash: as many groups, by a hash of the token's id; a control
+    selection_groups: int = 1  # blocks of rows of a microbatch inside which experts and depth select their tokens
+    auxiliary_routers: bool = False  # what expert choice and depth need to generate; trained in a second stage
     norm: Literal["rms", "layer"] = "rms"
     norm_order: Literal["pre", "post"] = "post"
     norm_epsilon: float = 1e-5
@@ -150,7 +161,9 @@ class Train:
     z_loss: float = 1e-5
     modality_weights: Mapping[str, float] = FrozenMapping()  # by the target's modality; 1 where absent
     max_bad_steps: int = 10  # non-finite steps in a row before the run stops
-    init_from: str | None = None  # a run directory: parameters only
+    init_from: str | None = None  # a run directory: parameters only, copied into groups and experts as it takes
+    keep_data: bool = False  # go on in the documents where init_from's run stopped
+    only: Literal["auxiliary_routers"] | None = None  # trains these and freezes the rest
     log_every: int = 20
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -223,7 +236,9 @@ def expand(model: Model) -> tuple[Block, ...]:
         Block(
             untied=model.untied if block.untied is None else block.untied,
             ffn_dim=block.ffn_dim or model.ffn_dim or default_ffn_dim(model.dim),
+            feed_forward=model.feed_forward if block.feed_forward is None else block.feed_forward,
             norm_order=block.norm_order or model.norm_order,
+            depth=block.depth,
         )
         for block in layers
     )
@@ -234,6 +249,63 @@ def group_of_modality(model: Model) -> tuple[int, ...]:
     owners = [model.groups.get(name, name) for name in model.modalities]
     names = list(dict.fromkeys(owners))
     return tuple(names.index(owner) for owner in owners)
+
+
+def group_names(model: Model) -> tuple[str, ...]:
+    """A name for each group: the modality that owns it, or its number where a hash does."""
+    owners = dict.fromkeys(model.groups.get(name, name) for name in model.modalities)
+    return tuple(owners) if model.owner == "modality" else tuple(f"hash_{i}" for i in range(len(owners)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """The experts among which one group's tokens are divided: `kind.stored` of a layer's stack, from `first` on."""
+
+    name: str
+    kind: FeedForward
+    first: int
+
+
+def pools(model: Model, block: Block) -> tuple[Pool, ...]:
+    """The pools of a block of `expand(model)`: one a group where the feed-forward is untied, else one for all."""
+    given = block.feed_forward
+    if "feed_forward" not in block.untied:
+        kinds = {"all": given}
+    elif isinstance(given, Mapping):
+        kinds = {name: given.get(name, FeedForward()) for name in group_names(model)}
+    else:
+        kinds = dict.fromkeys(group_names(model), given)
+    first, found = 0, []
+    for name, kind in kinds.items():
+        found.append(Pool(name, kind, first))
+        first += kind.stored
+    return tuple(found)
+
+
+def has_experts(model: Model, block: Block) -> bool:
+    """Whether any of a block's pools is more than one SwiGLU."""
+    return any(type(pool.kind) is not FeedForward for pool in pools(model, block))
+
+
+def expert_dim(model: Model, block: Block) -> int:
+    """The width of a block's experts; one for all, so that one grouped product serves them."""
+    return next(pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block))
+
+
+def selects(model: Model) -> bool:
+    """Whether what routers do to a token depends on the others of its block of rows."""
+    return any(
+        block.depth is not None or any(isinstance(p.kind, ExpertChoice | TokenChoice) for p in pools(model, block))
+        for block in expand(model)
+    )
+
+
+def sees_future(model: Model) -> bool:
+    """Whether training selects tokens by comparing them with later ones; then only auxiliary routers can generate."""
+    return any(
+        block.depth is not None or any(isinstance(pool.kind, ExpertChoice) for pool in pools(model, block))
+        for block in expand(model)
+    )
 
 
 def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model:
@@ -255,12 +327,15 @@ def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model
 
 def check_model(model: Model) -> None:
     """Raises ConfigError where a model's numbers cannot go together; names too, once its modalities are known."""
-    for field in ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size"):
+    sizes = ("dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "vocab_size", "selection_groups")
+    for field in sizes:
         _check_least(f"Model.{field}", getattr(model, field), 1)
     for repeat, blocks in model.plan or ():
         _check_least("Model.plan: a run's repeat", repeat, 1)
         for block in blocks:
             _check_least("Block.ffn_dim", block.ffn_dim, 1)
+            if block.depth is not None:
+                check_depth("Block.depth", block.depth)
     for name, value in (("rope_theta", model.rope_theta), ("norm_epsilon", model.norm_epsilon)):
         _check_positive(f"Model.{name}", value)
     if model.rope_scaling is not None:
@@ -278,6 +353,27 @@ def check_model(model: Model) -> None:
         for name in (modality, owner):
             if model.modalities is not None and name not in model.modalities:
                 raise ConfigError(f"Model.groups: no modality {name!r}{nearest(name, model.modalities)}")
+    for block in dict.fromkeys(expand(model)):
+        _check_experts(model, block)
+
+
+def _check_experts(model: Model, block: Block) -> None:
+    given, name = block.feed_forward, "feed_forward"
+    for modality, kind in given.items() if isinstance(given, Mapping) else (("", given),):
+        check_feed_forward(f"{name}[{modality!r}]" if modality else name, kind)
+    if isinstance(given, Mapping) and "feed_forward" not in block.untied:
+        raise ConfigError(f'{name}: experts by modality need "feed_forward" in untied, got untied = {block.untied}')
+    if model.modalities is None:
+        return
+    if isinstance(given, Mapping):
+        for modality in given:
+            if modality not in (names := group_names(model)):
+                owner = model.groups.get(modality)
+                why = f"; it shares the weights of {owner!r}" if owner else nearest(modality, names)
+                raise ConfigError(f"{name}: no group {modality!r} to own experts{why}")
+    widths = {pool.name: pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block)}
+    if len(set(widths.values())) > 1:
+        raise ConfigError(f"{name}: expected one ffn_dim for all experts of a layer, got {widths}")
 
 
 def _check_rope_scaling(scaling: RopeScaling) -> None:
@@ -329,6 +425,10 @@ def check_run(run: Run) -> None:
     for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")
+    if run.train.only == "auxiliary_routers" and not run.model.auxiliary_routers:
+        raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
+    if run.train.keep_data and run.train.init_from is None:
+        raise ConfigError("Train.keep_data: expected Train.init_from, the run whose documents to go on in")
     rows = run.data.global_batch_size
     for name, value in (("Data.shards", run.data.shards), ("Train.accumulation", run.train.accumulation)):
         if rows % value:

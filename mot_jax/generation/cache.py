@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mot_jax.config import Model
+from mot_jax.config import Model, expand
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.transformer import forward
 
@@ -14,11 +14,15 @@ from mot_jax.nn.transformer import forward
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Per layer rotated keys and values [B, C, K, H]; a row's first lengths[b] of C places hold its tokens."""
+    """Per layer rotated keys and values [B, C, K, H]; a row's first held[layer][b] of C places hold tokens.
+
+    A token that skips a layer (mixture-of-depths) leaves none there.
+    """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
-    lengths: jax.Array  # int32[B]
+    held: tuple[jax.Array, ...]  # int32[B] each
+    lengths: jax.Array  # int32[B], tokens of each row so far
 
 
 def prefill(
@@ -36,22 +40,31 @@ def prefill(
       lengths: the prompts' own lengths; a row of length 0 costs nothing and its hidden state means nothing.
     """
     place = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    valid = place < lengths[:, None]
-    keys, values = {}, {}
+    segment_ids = (place < lengths[:, None]).astype(jnp.int32)
+    blocks = expand(model)
+    keys, values, held = {}, {}, {}
 
-    def attend(layer, q, k, v):
+    def attend(layer, q, k, v, segment_ids):
+        here = segment_ids > 0
         spare = ((0, 0), (0, capacity - k.shape[1]), (0, 0), (0, 0))
-        keys[layer], values[layer] = jnp.pad(k, spare), jnp.pad(v, spare)
-        return causal_in_document(q, k, v, valid.astype(jnp.int32))
+        if blocks[layer].depth is None:
+            stored = k, v
+        else:  # the tokens that did not skip, moved together
+            first = jnp.argsort(~here, axis=1, stable=True)[..., None, None]
+            stored = jnp.take_along_axis(k, first, axis=1), jnp.take_along_axis(v, first, axis=1)
+        keys[layer], values[layer] = (jnp.pad(x, spare) for x in stored)
+        held[layer] = jnp.sum(here, axis=1, dtype=jnp.int32)
+        return causal_in_document(q, k, v, segment_ids)
 
     positions = jnp.broadcast_to(place[None, :, None], (*tokens.shape, 1))
-    hidden = forward(model, params, tokens, modality_ids, positions, valid, attend)
+    hidden = forward(model, params, tokens, modality_ids, positions, segment_ids, attend)
     last = jnp.maximum(lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     order = sorted(keys)
     return hidden, Cache(
         keys=tuple(keys[layer] for layer in order),
         values=tuple(values[layer] for layer in order),
+        held=tuple(held[layer] for layer in order),
         lengths=lengths.astype(jnp.int32),
     )
 
@@ -67,15 +80,19 @@ def decode(
     """The hidden state of one more token a row, and the cache with it; rows that are not active stay as they are."""
     capacity = cache.keys[0].shape[1]
     rows = jnp.arange(tokens.shape[0])
-    place = jnp.where(active, cache.lengths, capacity)  # a write outside is dropped
-    seen = jnp.arange(capacity) <= cache.lengths[:, None]
-    keys, values = list(cache.keys), list(cache.values)
+    keys, values, held = list(cache.keys), list(cache.values), list(cache.held)
 
-    def attend(layer, q, k, v):
+    def attend(layer, q, k, v, segment_ids):
+        here = segment_ids[:, 0] > 0
+        place = jnp.where(here, held[layer], capacity)  # a write outside is dropped
+        seen = jnp.arange(capacity) <= held[layer][:, None]
+        held[layer] = held[layer] + here.astype(jnp.int32)
         keys[layer] = keys[layer].at[rows, place].set(k[:, 0], mode="drop")
         values[layer] = values[layer].at[rows, place].set(v[:, 0], mode="drop")
         return jax.nn.dot_product_attention(q, keys[layer], values[layer], mask=seen[:, None, None])
 
     positions = cache.lengths[:, None, None]
-    hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, active[:, None], attend)
-    return hidden[:, 0], Cache(keys=tuple(keys), values=tuple(values), lengths=cache.lengths + active.astype(jnp.int32))
+    segment_ids = active[:, None].astype(jnp.int32)
+    hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, segment_ids, attend)
+    lengths = cache.lengths + active.astype(jnp.int32)
+    return hidden[:, 0], Cache(keys=tuple(keys), values=tuple(values), held=tuple(held), lengths=lengths)

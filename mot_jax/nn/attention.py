@@ -1,21 +1,17 @@
 """Global attention: projections shared or one a group, one softmax over the whole mixed sequence (MoT, §2.2)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mot_jax.config import Model, heads
+from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm
 from mot_jax.nn.parameters import constant, grouped, use, weight
 from mot_jax.nn.rotary import rotate
 from mot_jax.nn.rows import Rows, enter, leave, per_row, project
 from mot_jax.parallel.collectives import sum_over
-
-# (layer, or None within a scan; q [B, S, N, H], k [B, S, K, H], v [B, S, K, H]) -> [B, S, N, H]
-Attend = Callable[[int | None, Array, Array, Array], Array]
 
 QUERY_CHUNK = 512  # queries scored at a time; longer sequences never hold an S x S array
 
@@ -42,11 +38,8 @@ class Attention(nnx.Module):
             self.query_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
             self.key_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
 
-    def __call__(
-        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int | None
-    ) -> Float[Array, "P D"]:
+    def __call__(self, x: Float[Array, "P D"], rows: Rows, context: Context) -> Float[Array, "P D"]:
         *_, kv_heads, parts, head_dim = self.qkv.shape  # this device's heads
-        batch = rope[0].shape[0]
         qkv = use(self.qkv, x.dtype)
         y = project(rows, x, qkv.reshape(*qkv.shape[:-3], kv_heads * parts * head_dim))
         if hasattr(self, "bias"):
@@ -57,10 +50,10 @@ class Attention(nnx.Module):
         if hasattr(self, "query_norm"):
             q, k = self.query_norm(q, rows), self.key_norm(k, rows)
         # One gather takes all three back to sequence order.
-        y = leave(rows, jnp.concatenate([q, k[:, :, None], v[:, :, None]], 2), batch)
+        y = leave(rows, jnp.concatenate([q, k[:, :, None], v[:, :, None]], 2))
         q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
-        q = rotate(q.reshape(*q.shape[:2], -1, head_dim), *rope)
-        y = attend(layer, q, rotate(k, *rope), v)
+        q = rotate(q.reshape(*q.shape[:2], -1, head_dim), *rows.rope)
+        y = context.attend(context.layer, q, rotate(k, *rows.rope), v, rows.segment_ids)
         y = enter(rows, y.reshape(*y.shape[:2], -1))
         output = use(self.output, x.dtype)
         output = output.reshape(*output.shape[:-4], -1, output.shape[-1])

@@ -5,9 +5,13 @@ from jaxtyping import Array, Float
 
 from mot_jax import config
 from mot_jax.config import Model
-from mot_jax.nn.attention import Attend, Attention
+from mot_jax.nn.attention import Attention
+from mot_jax.nn.context import Context
+from mot_jax.nn.depth import DepthRouter
+from mot_jax.nn.experts import Experts
 from mot_jax.nn.feed_forward import FeedForward
 from mot_jax.nn.norm import Norm
+from mot_jax.nn.report import Report, nothing
 from mot_jax.nn.rows import Rows
 
 
@@ -22,18 +26,41 @@ class Block(nnx.Module):
         output_std = 1.0 if block.norm_order == "post" else (2 * len(config.expand(model))) ** -0.5
         self.norm_order = block.norm_order
         self.attention = Attention(model, groups("attention"), output_std, rngs)
-        self.feed_forward = FeedForward(model.dim, block.ffn_dim, groups("feed_forward"), output_std, rngs)
+        if config.has_experts(model, block):
+            self.feed_forward = Experts(model, block, output_std, rngs)
+        else:
+            width = config.expert_dim(model, block)
+            self.feed_forward = FeedForward(model.dim, width, groups("feed_forward"), output_std, rngs)
         self.attention_norm = Norm(model.dim, model.norm, model.norm_epsilon, groups("norm"))
         self.feed_forward_norm = Norm(model.dim, model.norm, model.norm_epsilon, groups("norm"))
+        if block.depth is not None:
+            self.depth = DepthRouter(model, block.depth, rngs)
 
-    def __call__(
-        self, x: Float[Array, "P D"], rows: Rows, rope: tuple[Array, Array], attend: Attend, layer: int | None
-    ) -> Float[Array, "P D"]:
+    def __call__(self, x: Float[Array, "P D"], rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
+        if hasattr(self, "depth"):
+            added, report = self.depth(x, rows, context, self._added)
+            return x + added, report
+        x, more, report = self._parts(x, rows, context)
+        return x + more, report
+
+    def _added(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
+        attended, more, report = self._parts(x, rows, context)
+        return (attended - x) + more, report
+
+    def _parts(self, x, rows: Rows, context: Context):
+        """x with attention's part added, the feed-forward's part, and its report."""
         if self.norm_order == "pre":
-            x = x + self.attention(self.attention_norm(x, rows), rows, rope, attend, layer)
-            return x + self.feed_forward(self.feed_forward_norm(x, rows), rows)
-        x = x + self.attention_norm(self.attention(x, rows, rope, attend, layer), rows)
-        return x + self.feed_forward_norm(self.feed_forward(x, rows), rows)
+            x = x + self.attention(self.attention_norm(x, rows), rows, context)
+            more, report = self._feed_forward(self.feed_forward_norm(x, rows), rows, context)
+            return x, more, report
+        x = x + self.attention_norm(self.attention(x, rows, context), rows)
+        more, report = self._feed_forward(x, rows, context)
+        return x, self.feed_forward_norm(more, rows), report
+
+    def _feed_forward(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
+        if isinstance(self.feed_forward, Experts):
+            return self.feed_forward(x, rows, context)
+        return self.feed_forward(x, rows), nothing()
 
 
 def num_groups(model: Model) -> int:

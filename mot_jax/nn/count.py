@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from mot_jax.config import Model
+from mot_jax.config import Model, expand, pools
 from mot_jax.nn.transformer import abstract, logical_axes
 
 
@@ -16,10 +16,13 @@ def stored(model: Model) -> int:
 def activated(model: Model) -> int:
     """Number of parameters of the model one token goes through: of each untied one a single group's share.
 
-    This is the size the papers name models by; embedding and head count whole.
+    Of a layer's experts it is as many as a token of the hungriest pool meets on average. This is the size the papers
+    name models by; embedding and head count whole, and so does a layer that some tokens skip.
     """
+    rates = [max(pool.kind.active for pool in pools(model, block)) for block in expand(model)]
     axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple))
-    return sum(
-        math.prod(size for size, axis in zip(leaf.shape, names, strict=True) if axis != "group")
-        for leaf, names in zip(jax.tree.leaves(abstract(model)), axes, strict=True)
-    )
+    total = 0
+    for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(abstract(model)), axes, strict=True):
+        own = math.prod(size for size, axis in zip(leaf.shape, names, strict=True) if axis not in ("group", "expert"))
+        total += own * rates[int(path[1].key)] if "expert" in names else own
+    return int(total)

@@ -1,14 +1,14 @@
-"""How one device's tokens lie in memory while they pass through the layers.
+"""How one device's tokens lie in memory while they pass through the layers, and what is known of each.
 
-Without untied parts rows stay in sequence order. With them they are put into tile-aligned group order once per
-microbatch and stay there; only queries, keys and values leave it, and attention's output re-enters.
+Without untied projections or norms rows stay in sequence order. With them they are put into tile-aligned group order
+once per microbatch and stay there; only queries, keys and values leave it, and attention's output re-enters.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from kernels_pallas.grouped_matmul import Layout, align_rows, group_rows, grouped_matmul, ungroup_rows
 
@@ -16,22 +16,38 @@ from kernels_pallas.grouped_matmul import Layout, align_rows, group_rows, groupe
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """T = B*S tokens as P rows. `layout` and `owner` (float32[P, G], one-hot) are None in sequence order."""
+    """T = B*S tokens as P rows. `layout` and `owner` (float32[P, G], one-hot) are None in sequence order.
+
+    token_ids, group_ids, segment_ids  int32[B, S] in sequence order; the group is -1 and the segment 0 of padding
+    rope                               cosines and sines, each float32[B, S, H / 2]
+    """
 
     layout: Layout | None
     owner: Array | None
+    token_ids: Array
+    group_ids: Array
+    segment_ids: Array
+    rope: tuple[Array, Array]
 
 
-def sequence_rows() -> Rows:
-    return Rows(layout=None, owner=None)
+def make_rows(
+    token_ids: Int[Array, "B S"],
+    group_ids: Int[Array, "B S"],
+    segment_ids: Int[Array, "B S"],
+    rope: tuple[Array, Array],
+    num_groups: int | None,
+) -> Rows:
+    """Rows in group order, or with `num_groups` None in sequence order.
 
-
-def grouped_rows(group_ids: Int[Array, "B S"], valid: Bool[Array, "B S"], num_groups: int) -> Rows:
-    """Group order; tokens that are not valid belong to nobody, become zeros and cost nothing."""
-    ids = jnp.where(valid, group_ids, -1).reshape(-1)
-    layout = align_rows(ids, num_groups)
-    owner = group_rows(jax.nn.one_hot(ids, num_groups, dtype=jnp.float32), layout)
-    return Rows(layout=layout, owner=owner)
+    Tokens of segment 0 belong to nobody; in group order they become zeros and cost nothing.
+    """
+    group_ids = jnp.where(segment_ids > 0, group_ids, -1)
+    layout = owner = None
+    if num_groups is not None:
+        ids = group_ids.reshape(-1)
+        layout = align_rows(ids, num_groups)
+        owner = group_rows(jax.nn.one_hot(ids, num_groups, dtype=jnp.float32), layout)
+    return Rows(layout, owner, token_ids, group_ids, segment_ids, rope)
 
 
 def enter(rows: Rows, x: Float[Array, "B S ..."]) -> Float[Array, "P ..."]:
@@ -40,10 +56,10 @@ def enter(rows: Rows, x: Float[Array, "B S ..."]) -> Float[Array, "P ..."]:
     return flat if rows.layout is None else group_rows(flat, rows.layout)
 
 
-def leave(rows: Rows, x: Float[Array, "P ..."], batch: int) -> Float[Array, "B S ..."]:
+def leave(rows: Rows, x: Float[Array, "P ..."]) -> Float[Array, "B S ..."]:
     """Rows -> sequence order."""
     flat = x if rows.layout is None else ungroup_rows(x, rows.layout)
-    return flat.reshape(batch, -1, *flat.shape[1:])
+    return flat.reshape(*rows.token_ids.shape, *flat.shape[1:])
 
 
 def project(rows: Rows, x: Float[Array, "P I"], weights: Array) -> Float[Array, "P O"]:

@@ -8,19 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mot_jax import config
 from mot_jax.batch import Batch
 from mot_jax.config import Model
 from mot_jax.nn import rotary
-from mot_jax.nn.attention import Attend, causal_in_document
+from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.block import Block, num_groups
+from mot_jax.nn.context import Attend, Context, Noise, local_blocks
 from mot_jax.nn.embedding import Embedding
 from mot_jax.nn.norm import Norm
-from mot_jax.nn.rows import Rows, enter, grouped_rows, leave, sequence_rows
+from mot_jax.nn.report import Report
+from mot_jax.nn.rows import Rows, enter, leave, make_rows
 from mot_jax.parallel.collectives import gather
 from mot_jax.parallel.rules import local_shape
+from mot_jax.routing.token_choice import hash_bucket
 
 # "dots" keeps what products made; those of grouped weights are loops, and named instead.
 REMAT = {
@@ -30,6 +33,18 @@ REMAT = {
     ),
     "full": None,
 }
+
+
+HASH_SALT = 1 << 16  # apart from the layers' own
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """How one forward pass runs: attention, and how routers decide (see `Context`)."""
+
+    attend: Attend
+    causal: bool = False
+    noise: Noise | None = None
 
 
 class Transformer(nnx.Module):
@@ -49,41 +64,59 @@ class Transformer(nnx.Module):
         tokens: Int[Array, "B S"],
         modality_ids: Int[Array, "B S"],
         positions: Int[Array, "B S A"],
-        valid: Bool[Array, "B S"],
-        attend: Attend,
-    ) -> Float[Array, "B S D"]:
+        segment_ids: Int[Array, "B S"],
+        run: Pass,
+    ) -> tuple[Float[Array, "B S D"], dict[int, Report]]:
         model = self.model
-        if model.untied or any(block.untied for block in config.expand(model)):
-            owner = jnp.asarray(config.group_of_modality(model), jnp.int32)
-            rows = grouped_rows(owner[modality_ids], valid, num_groups(model))
+        if model.owner == "modality":
+            group_ids = jnp.asarray(config.group_of_modality(model), jnp.int32)[modality_ids]
         else:
-            rows = sequence_rows()
+            group_ids = hash_bucket(tokens, num_groups(model), HASH_SALT)
         rates = rotary.frequencies(config.heads(model)[2], model.rope_theta, model.rope_scaling)
         rope = rotary.angles(positions, rates)
+        rows = make_rows(tokens, group_ids, segment_ids, rope, num_groups(model) if _in_group_order(model) else None)
         x = enter(rows, self.embedding(tokens, compute_dtype(model)))
-        x = self._layers(x, rows, rope, attend)
-        return leave(rows, self.final_norm(x, rows), tokens.shape[0])
+        x, reports = self._layers(x, rows, run)
+        return leave(rows, self.final_norm(x, rows)), reports
 
-    def _layers(self, x: Array, rows: Rows, rope: tuple[Array, Array], attend: Attend) -> Array:
-        blocks = config.expand(self.model)
+    def _layers(self, x: Array, rows: Rows, run: Pass) -> tuple[Array, dict[int, Report]]:
+        model, blocks = self.model, config.expand(self.model)
         layers = [nnx.split(self.layers[str(i)]) for i in range(len(blocks))]
+        parts = local_blocks(model.selection_groups)
 
-        def run(graph, layer, params, x):
-            return nnx.merge(graph, params)(x, rows, rope, attend, layer)
+        def one(graph, layer, index, params, x):
+            context = Context(run.attend, layer, index, parts, run.causal, run.noise)
+            return nnx.merge(graph, params)(x, rows, context)
 
-        if self.model.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT[self.model.remat], static_argnums=(0, 1))
-        if not self.model.scan_layers:
+        if model.remat != "none":
+            one = jax.checkpoint(one, policy=REMAT[model.remat], static_argnums=(0, 1))
+        reports = {}
+        if not model.scan_layers:
             for index, (graph, params) in enumerate(layers):
-                x = run(graph, index, params, x)
-            return x
+                x, reports[index] = one(graph, index, index, params, x)
+            return x, reports
         for _, equal in itertools.groupby(range(len(blocks)), key=lambda i: blocks[i]):
-            first, *rest = equal
-            graph = layers[first][0]
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[i][1] for i in (first, *rest)))
-            # One body serves the whole run, so attention cannot be told which layer it is in.
-            x, _ = jax.lax.scan(lambda x, params, graph=graph: (run(graph, None, params, x), None), x, stacked)
-        return x
+            indices = list(equal)
+            graph = layers[indices[0]][0]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[i][1] for i in indices))
+
+            def body(x, layer, graph=graph):
+                # One body serves the whole run, so attention cannot be told which layer it is in.
+                return one(graph, None, *layer, x)
+
+            x, found = jax.lax.scan(body, x, (jnp.asarray(indices, jnp.int32), stacked))
+            for place, index in enumerate(indices):
+                reports[index] = jax.tree.map(lambda leaf, place=place: leaf[place], found)
+        return x, reports
+
+
+def _in_group_order(model: Model) -> bool:
+    """Whether rows are kept by group: parts other than experts own weights, and experts sort their tokens anyway."""
+    return "norm" in model.untied or any(
+        {"attention", "norm"} & {*block.untied}
+        or ("feed_forward" in block.untied and not config.has_experts(model, block))
+        for block in config.expand(model)
+    )
 
 
 def compute_dtype(model: Model) -> jnp.dtype:
@@ -138,19 +171,24 @@ def merge(model: Model, params: dict) -> Transformer:
     return nnx.merge(_split(model)[0], params)
 
 
-def apply(model: Model, params: dict, batch: Batch) -> tuple[Float[Array, "B S D"], dict]:
-    """Hidden states of a packed batch after the final norm, and auxiliary statistics of the layers.
+def apply(
+    model: Model, params: dict, batch: Batch, *, causal: bool = False, noise: Noise | None = None
+) -> tuple[Float[Array, "B S D"], dict[int, Report]]:
+    """Hidden states of a packed batch after the final norm, and what each layer reports of its routing.
 
     Never logits: objectives own the head. Inside a manual mesh `params` and `batch` are one device's shards.
-    """
 
+    Args:
+      causal: auxiliary routers decide what otherwise would depend on later tokens and other rows.
+      noise: for routers that want some in training; None adds none.
+    """
     batch = jax.tree.map(jnp.asarray, batch)
 
-    def attend(layer: int | None, q: Array, k: Array, v: Array) -> Array:
-        return causal_in_document(q, k, v, batch.segment_ids)
+    def attend(layer: int | None, q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+        return causal_in_document(q, k, v, segment_ids)
 
-    hidden = merge(model, params)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids > 0, attend)
-    return hidden, {}
+    run = Pass(attend, causal, noise)
+    return merge(model, params)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids, run)
 
 
 def forward(
@@ -159,12 +197,16 @@ def forward(
     tokens: Int[Array, "B S"],
     modality_ids: Int[Array, "B S"],
     positions: Int[Array, "B S A"],
-    valid: Bool[Array, "B S"],
+    segment_ids: Int[Array, "B S"],
     attend: Attend,
 ) -> Float[Array, "B S D"]:
-    """Hidden states with attention supplied by the caller, layer by layer; a cache lives in `attend`."""
+    """Hidden states with attention supplied by the caller, layer by layer; a cache lives in `attend`.
+
+    Routers see no later token and no other row, whatever they do in training.
+    """
     unrolled = dataclasses.replace(model, scan_layers=False, remat="none")
-    return merge(unrolled, params)(tokens, modality_ids, positions, valid, attend)
+    run = Pass(attend, causal=config.sees_future(model))
+    return merge(unrolled, params)(tokens, modality_ids, positions, segment_ids, run)[0]
 
 
 def head_table(model: Model, params: dict, dtype: jnp.dtype) -> Float[Array, "V D"]:

@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from mot_jax.batch import Batch
 from mot_jax.config import Model
 from mot_jax.nn import transformer
+from mot_jax.nn.context import Noise
+from mot_jax.nn.report import Metrics, Report
 from mot_jax.objectives.cross_entropy import cross_entropy
 from mot_jax.vocabulary import Vocabulary
 
-Metrics = dict[str, tuple[Array, Array]]  # name -> (sum, count), float32
+ROUTER = "router/"  # what the names of a layer's own metrics begin with
 
 
 def target_count(batch: Batch) -> Float[Array, ""]:
@@ -31,13 +33,16 @@ def loss_sum(
     *,
     z_loss: float = 0.0,
     modality_weights: dict[str, float] | None = None,
-) -> tuple[Float[Array, ""], Metrics]:
-    """This device's numerator of the objective, and the sums and counts of its metrics.
+    causal: bool = False,
+    noise: Noise | None = None,
+) -> tuple[Float[Array, ""], Metrics, Report]:
+    """This device's numerator of the objective, the sums and counts of its metrics, and what all routers add.
 
-    Metrics: "loss" and "loss/<modality>" are plain cross-entropy in nats over target tokens, by the target's modality;
-    "modality_tokens/<modality>" counts input tokens.
+    `causal` and `noise` are `transformer.apply`'s. Metrics: "loss" and "loss/<modality>" are plain cross-entropy in
+    nats over target tokens, by the target's modality; "modality_tokens/<modality>" counts input tokens;
+    "router/<layer>/..." is what a layer reports of its routing.
     """
-    hidden, _ = transformer.apply(model, params, batch)
+    hidden, reports = transformer.apply(model, params, batch, causal=causal, noise=noise)
     weights_of = modality_weights or {}
     by_modality = np.asarray([weights_of.get(name, 1.0) for name in vocabulary.names], np.float32)
     targets = batch.targets.reshape(-1)
@@ -57,4 +62,9 @@ def loss_sum(
         metrics[f"loss/{name}"] = (jnp.sum(nll * mine), jnp.sum(mine, dtype=jnp.float32))
         inputs = (batch.modality_ids == index) & (batch.segment_ids > 0)
         metrics[f"modality_tokens/{name}"] = (jnp.sum(inputs, dtype=jnp.float32), jnp.float32(1))
-    return total, metrics
+    for layer, report in reports.items():
+        metrics |= {f"{ROUTER}{layer}/{name}": value for name, value in report.metrics.items()}
+    zero = jnp.zeros((), jnp.float32)
+    balance = sum((report.balance for report in reports.values()), zero)
+    auxiliary = sum((report.auxiliary for report in reports.values()), zero)
+    return total, metrics, Report(balance, auxiliary, {})

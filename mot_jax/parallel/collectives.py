@@ -37,3 +37,9 @@ def gather(x: Array, name: str, axis: int) -> Array:
 def shard_offset(name: str, shard_size: int) -> Array | int:
     """Index of this device's first entry along an axis split in shards of `shard_size`."""
     return jax.lax.axis_index(name) * shard_size if axis_size(name) > 1 else 0
+
+
+def shard_index(names: tuple[str, ...]) -> Array | int:
+    """This device's number along several mesh axes together; 0 outside a manual mesh."""
+    split = tuple(name for name in names if axis_size(name) > 1)
+    return jax.lax.axis_index(split) if split else 0

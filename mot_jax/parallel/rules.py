@@ -10,6 +10,7 @@ RULES: dict[str | None, str | None] = {
     "ffn": "tensor",
     "vocab": "tensor",
     "group": None,
+    "expert": None,
     "norm": None,
     None: None,
 }

@@ -110,9 +110,8 @@ class Checkpoints:
             check(meta)
             items = dict(zip(("params", "opt"), _items(abstract_state), strict=True))
             restored = self._arrays(step, meta, items)
-            data_state = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
             state = dataclasses.replace(abstract_state, params=restored["params"], **restored["opt"])
-            return Restored(step, state, data_state, meta)
+            return Restored(step, state, self.data_state(step), meta)
 
         return self._newest(load, step)
 
@@ -129,6 +128,10 @@ class Checkpoints:
     def meta(self, step: int | None = None) -> tuple[int, dict]:
         """(step, what was saved beside the arrays)."""
         return self._newest(lambda step: (step, self._meta(step)), step)
+
+    def data_state(self, step: int) -> dict:
+        """Where the data stood at a step."""
+        return self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
 
     def _newest(self, load: Callable[[int], Any], step: int | None):
         """`load` of the given step, or of the newest one that loads; says which were skipped."""

@@ -1,6 +1,7 @@
 """Counting the floating-point operations of training a model."""
 
-from mot_jax.config import Model, expand, heads
+from mot_jax.config import Block, Model, expand, expert_dim, heads, pools
+from mot_jax.config_experts import ExpertChoice, TokenChoice
 
 # Dense bfloat16 operations per second of one device, by the start of `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {
@@ -21,14 +22,26 @@ PEAK_FLOPS = {
 def forward_flops_per_token(model: Model, sequence_length: int) -> float:
     """Matrix multiplications of one token's forward pass; a multiply-add is two operations.
 
-    A token meets one group's weights, so untying changes nothing. Attention is counted as causal over whole rows: half
-    of S keys a query on average. Norms, rotary embedding, softmax and the embedding's lookup are left out.
+    A token meets one group's weights, so untying changes nothing; of experts it meets as many as its pool's routing
+    says, the hungriest pool's where they differ. A layer that some tokens skip is run by the others alone. Attention is
+    counted as causal over whole rows: half of S keys a query on average. Norms, rotary embedding, softmax, the
+    embedding's lookup and auxiliary routers are left out.
     """
-    num_heads, kv_heads, head_dim = heads(model)
-    projections = model.dim * head_dim * (num_heads + 2 * kv_heads) + num_heads * head_dim * model.dim
-    scores = 2 * num_heads * head_dim * sequence_length / 2
-    layers = sum(projections + scores + 3 * model.dim * block.ffn_dim for block in expand(model))
+    layers = sum(_layer(model, block, sequence_length) for block in expand(model))
     return 2.0 * (layers + model.dim * model.vocab_size)
+
+
+def _layer(model: Model, block: Block, sequence_length: int) -> float:
+    """Multiply-adds of one layer, a token's share."""
+    num_heads, kv_heads, head_dim = heads(model)
+    through = block.depth.capacity if block.depth else 1.0
+    projections = model.dim * head_dim * (num_heads + 2 * kv_heads) + num_heads * head_dim * model.dim
+    scores = 2 * num_heads * head_dim * through * sequence_length / 2
+    owned = pools(model, block)
+    experts = float(max(pool.kind.active for pool in owned)) * 3 * model.dim * expert_dim(model, block)
+    learned = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice))
+    depth_router = model.dim if block.depth else 0
+    return through * (projections + scores + experts + model.dim * learned) + depth_router
 
 
 def train_flops_per_token(model: Model, sequence_length: int) -> float:

@@ -1,13 +1,14 @@
-"""Starting from another run's parameters, dense ones copied into every group where the new model is untied."""
+"""Starting from another run's parameters, copied into every group and expert of a model that has more of them."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mot_jax.config import Model
+from mot_jax.config import Model, Pool, expand, pools
 from mot_jax.errors import CheckpointError
 from mot_jax.nn import transformer
 from mot_jax.training.checkpoint import Checkpoints
@@ -15,13 +16,16 @@ from mot_jax.training.checksum import path_name
 from mot_jax.training.run_directory import CHECKPOINTS
 from mot_jax.training.state import parameter_shardings
 
+ROUTERS = ("router", "auxiliary", "depth")  # in a parameter's path
 
-def init_from(source: str, model: Model, mesh: Mesh) -> tuple[dict, int, dict]:
-    """(parameters of `model` on the mesh, the step they are of, the checkpoint's meta).
+
+def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, int, dict, dict]:
+    """(parameters of `model` on the mesh, the step they are of, the checkpoint's meta, where its data stood).
 
     A stored parameter without the group axis that the model's has is copied into every group, which computes the same
-    function (sparse upcycling, arXiv 2212.05055, and the start of branch-train-mix do so too); one of the same shape is
-    taken as it is.
+    function (sparse upcycling, arXiv 2212.05055, and the start of branch-train-mix do so too); a feed-forward, shared
+    or a group's own, into every expert of each pool it serves (MoMa, arXiv 2407.21770, section 2.5); one of the same
+    shape is taken as it is. Routers that the source has not are new.
 
     Args:
       source: `Train.init_from`, a run directory, or `directory@step`.
@@ -34,15 +38,21 @@ def init_from(source: str, model: Model, mesh: Mesh) -> tuple[dict, int, dict]:
         step, meta = checkpoints.meta(step)
         stored = {name: tuple(array["shape"]) for name, array in meta["arrays"]["params"].items()}
         where = f"Train.init_from: {checkpoints.directory}: checkpoint {step}"
-        match = functools.partial(_stored_form, where, stored, mesh)
-        shardings = parameter_shardings(model, mesh)
-        asked = jax.tree_util.tree_map_with_path(
-            match, transformer.abstract(model), shardings, transformer.logical_axes(model)
-        )
+        match = functools.partial(_stored_form, where, stored, model, mesh)
+        shardings, axes = parameter_shardings(model, mesh), transformer.logical_axes(model)
+        asked = _pruned(jax.tree_util.tree_map_with_path(match, transformer.abstract(model), shardings, axes))
         step, params = checkpoints.restore_params(asked, step)
-    shapes = jax.tree.map(lambda leaf: leaf.shape, transformer.abstract(model))
-    copy = jax.jit(lambda params: jax.tree.map(jnp.broadcast_to, params, shapes), out_shardings=shardings)
-    return copy(params), step, meta
+        data_state = checkpoints.data_state(step)
+
+    def fill(params):
+        given = dict(jax.tree_util.tree_leaves_with_path(params))
+
+        def one(path, fresh):
+            return _spread(given[path], fresh.shape, model, path) if path in given else fresh
+
+        return jax.tree_util.tree_map_with_path(one, transformer.init(model, jax.random.key(seed)))
+
+    return jax.jit(fill, out_shardings=shardings)(params), step, meta, data_state
 
 
 def split_step(source: str) -> tuple[str, int | None]:
@@ -53,14 +63,40 @@ def split_step(source: str) -> tuple[str, int | None]:
     return source, None
 
 
-def _stored_form(where: str, stored: dict, mesh: Mesh, path: tuple, leaf, sharding: NamedSharding, axes: tuple):
-    """What to ask the checkpoint for: the parameter itself, or its dense form to be copied into every group."""
+def _stored_form(
+    where: str, stored: dict, model: Model, mesh: Mesh, path: tuple, leaf, sharding: NamedSharding, axes: tuple
+):
+    """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None for a new router's."""
     name = path_name(path)
     shape = stored.get(name, leaf.shape)  # a missing one is named when it is asked for
+    if name not in stored and any(key.key in ROUTERS for key in path):
+        return None
     if shape == leaf.shape:
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)
-    if axes[0] == "group" and shape == leaf.shape[1:]:
-        dense = NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=dense)
-    expected = f"{leaf.shape} or {leaf.shape[1:]}" if axes[0] == "group" else f"{leaf.shape}"
-    raise CheckpointError(f"{where}: parameter {name} has shape {shape}, expected {expected}")
+    forms = [leaf.shape]
+    if axes[0] in ("group", "expert"):
+        forms.append(leaf.shape[1:])
+    if axes[0] == "expert":
+        forms.append((len(_pools(model, path)), *leaf.shape[1:]))
+    if shape not in forms:
+        raise CheckpointError(f"{where}: parameter {name} has shape {shape}, expected {' or '.join(map(str, forms))}")
+    spec = sharding.spec[1:] if len(shape) < len(leaf.shape) else sharding.spec
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _spread(x: jax.Array, shape: tuple[int, ...], model: Model, path: tuple) -> jax.Array:
+    """A stored parameter as the model's: copied into every group or expert, or each group's into its pool's experts."""
+    if x.ndim == len(shape) and x.shape[0] != shape[0]:
+        return x[np.repeat(np.arange(x.shape[0]), [pool.kind.stored for pool in _pools(model, path)])]
+    return jnp.broadcast_to(x, shape)
+
+
+def _pools(model: Model, path: tuple) -> tuple[Pool, ...]:
+    """Those of the layer that a parameter named layers/<index>/... is in."""
+    return pools(model, expand(model)[int(path[1].key)])
+
+
+def _pruned(tree: dict) -> dict:
+    """Without the entries that are None."""
+    pruned = {name: _pruned(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return {name: value for name, value in pruned.items() if value is not None and value != {}}

@@ -63,8 +63,10 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
     _check_names(run)
     mesh = make_mesh(run.parallel)
-    tx, schedule = make_optimizer(run.optimizer, run.train.steps)
+    tx, schedule = make_optimizer(run.optimizer, run.train.steps, run.train.only)
     train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
+    by_auxiliary = config.sees_future(run.model) and run.model.auxiliary_routers
+    causal_eval = make_loss_eval(run, vocabulary, mesh, causal=True) if by_auxiliary else None
     stream = train_stream(dataset, run.data, run.train.seed)
     fingerprint = stream_fingerprint(dataset, run.data, run.train.seed)
 
@@ -78,12 +80,15 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             start = _restored(checkpoints, abstract_state(run.model, tx, mesh), fingerprint)
             stream.restore(start.data_state)
         else:
-            start = Start(_initial_state(run, tx, mesh, dataset, note), stream.state())
+            state, data_state = _initial_state(run, tx, mesh, dataset, fingerprint, note)
+            if data_state is not None:
+                stream.restore(data_state)
+            start = Start(state, stream.state())
         # Everything that can be refused has been: only now is anything written.
         run_directory.write_config(directory, config_text)
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
         _introduce(run, directory, start.step if continues else None, note)
-        evaluates, draws = _shows(dataset, note)
+        evaluates, draws = _shows(run, dataset, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
@@ -97,6 +102,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             mesh=mesh,
             train_step=train_step,
             loss_eval=loss_eval,
+            causal_eval=causal_eval,
             schedule=schedule,
             checkpoints=checkpoints,
             metrics=metrics,
@@ -143,19 +149,23 @@ def _restored(checkpoints: Checkpoints, state: TrainState, fingerprint: str) -> 
     return Start(restored.state, restored.data_state, restored.step, restored.meta["window"])
 
 
-def _initial_state(run: Run, tx, mesh: Mesh, dataset: Dataset, note: Callable[[str], None]) -> TrainState:
-    """A new state, its parameters random or another run's."""
+def _initial_state(
+    run: Run, tx, mesh: Mesh, dataset: Dataset, fingerprint: str, note: Callable[[str], None]
+) -> tuple[TrainState, dict | None]:
+    """A new state, its parameters random or another run's; and where the data goes on, None for the beginning."""
     if run.train.init_from is None:
-        return init_state(run.model, tx, mesh, run.train.seed)
-    params, step, meta = init_from(run.train.init_from, run.model, mesh)
+        return init_state(run.model, tx, mesh, run.train.seed), None
+    params, step, meta, data_state = init_from(run.train.init_from, run.model, mesh, run.train.seed)
     note(f"parameters of {run.train.init_from}, step {step}")
+    if run.train.keep_data:
+        check_same_stream(meta["data"], fingerprint)
     if meta["artifacts"] != digests(dataset):
         note(f"{run.train.init_from} has other codecs than this data: its token ids may mean other things")
     make = jax.jit(lambda params: fresh_state(params, tx), out_shardings=state_shardings(run.model, tx, mesh))
-    return make(params)
+    return make(params), data_state if run.train.keep_data else None
 
 
-def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
+def _shows(run: Run, dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     """(whether there is held-out data to look at, whether there is something to draw with); says what is missing."""
     held_out = "validation" in dataset.manifest["splits"]
     if not held_out:
@@ -163,6 +173,9 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     drawing = importlib.util.find_spec("matplotlib") is not None
     if not drawing:
         note("no pictures: matplotlib is not installed (the extra `logging` has it)")
+    if drawing and run.train.sample_every and config.sees_future(run.model) and not run.model.auxiliary_routers:
+        note("no sample pictures: what routers select here depends on later tokens, and there are no auxiliary routers")
+        return held_out, False
     return held_out, drawing
 
 

@@ -12,11 +12,14 @@ from mot_jax.config import Optimizer
 NOT_DECAYED = ("gain", "bias")
 
 
-def make_optimizer(config: Optimizer, steps: int) -> tuple[optax.GradientTransformation, Callable]:
+def make_optimizer(
+    config: Optimizer, steps: int, only: str | None = None
+) -> tuple[optax.GradientTransformation, Callable]:
     """The transformation of gradients into updates, and its schedule: updates done -> learning rate.
 
     Weight decay is decoupled (arXiv 1711.05101), multiplied by the learning rate, and acts on every matrix: the
     embedding and the head included, norm gains and biases excluded. Gradients are clipped before anything else.
+    With `only` (`Train.only`) nothing but these parameters moves or has moments.
     """
     schedule = make_schedule(config, steps)
     adamw = optax.adamw(
@@ -27,7 +30,10 @@ def make_optimizer(config: Optimizer, steps: int) -> tuple[optax.GradientTransfo
         weight_decay=config.weight_decay,
         mask=decayed,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw, schedule
+    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    if only is not None:
+        tx = optax.partition({True: tx, False: optax.set_to_zero()}, is_auxiliary)
+    return tx, schedule
 
 
 def make_schedule(config: Optimizer, steps: int) -> Callable:
@@ -57,3 +63,8 @@ def make_schedule(config: Optimizer, steps: int) -> Callable:
 def decayed(params: dict) -> dict:
     """True where weight decay acts. By name, not by rank: an untied gain [G, D] is a gain, an untied bias a bias."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in NOT_DECAYED, params)
+
+
+def is_auxiliary(params: dict) -> dict:
+    """True at the parameters of auxiliary routers."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(key.key == "auxiliary" for key in path), params)

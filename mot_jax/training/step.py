@@ -9,10 +9,13 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mot_jax.batch import Batch
-from mot_jax.config import Model, Run
+from mot_jax.config import Model, Run, expand, pools, selects
+from mot_jax.config_experts import ExpertChoice
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
-from mot_jax.objectives.next_token import Metrics, loss_sum, target_count
+from mot_jax.nn.context import Noise, first_block
+from mot_jax.nn.report import Metrics
+from mot_jax.objectives.next_token import loss_sum, target_count
 from mot_jax.parallel.collectives import AXES, BATCH_AXES, axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
 from mot_jax.parallel.rules import partition_spec
@@ -25,36 +28,43 @@ def _parameter_specs(model: Model) -> dict:
     return jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
-def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch) -> tuple[dict, Metrics]:
+def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step: jax.Array) -> tuple[dict, Metrics]:
     """Gradient of the objective and summed metrics, from one device's shards of parameters and rows.
 
     Microbatches are runs of this device's rows; the count they are divided by is the whole step's, taken first.
     """
     model, train = run.model, run.train
+    blocks = model.selection_groups * train.accumulation * axis_size("tensor")
+    key = jax.random.fold_in(jax.random.key(train.seed), step) if _has_noise(model) else None
     count = jnp.maximum(sum_over(target_count(batch), BATCH_AXES), 1.0) * axis_size("tensor")
 
-    def objective(params, microbatch):
-        total, metrics = loss_sum(
+    def objective(params, microbatch, number):
+        noise = None if key is None else Noise(key, first_block(model.selection_groups, train.accumulation, number))
+        total, metrics, routing = loss_sum(
             model,
             params,
             microbatch,
             vocabulary,
             z_loss=train.z_loss,
             modality_weights=train.modality_weights,
+            noise=noise,
         )
-        return total / count, metrics
+        if train.only == "auxiliary_routers":
+            return routing.auxiliary / count, metrics
+        return total / count + routing.balance / blocks, metrics
 
     one = jax.grad(objective, has_aux=True)
     if train.accumulation == 1:
-        grads, metrics = one(params, batch)
+        grads, metrics = one(params, batch, 0)
     else:
         micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], micro)))
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], micro), 0))
 
         def add(carry, microbatch):
-            return jax.tree.map(jnp.add, carry, one(params, microbatch)), None
+            return jax.tree.map(jnp.add, carry, one(params, *microbatch)), None
 
-        (grads, metrics), _ = jax.lax.scan(add, zeros, micro)
+        numbers = jnp.arange(train.accumulation, dtype=jnp.int32)
+        (grads, metrics), _ = jax.lax.scan(add, zeros, (micro, numbers))
         # A count of tokens adds up over microbatches; how many values it is the mean of does not.
         metrics = {k: (s, jnp.float32(1) if k.startswith("modality_tokens/") else n) for k, (s, n) in metrics.items()}
 
@@ -75,14 +85,27 @@ def _sum_metrics(metrics: Metrics) -> Metrics:
     }
 
 
+def _has_noise(model: Model) -> bool:
+    kinds = (pool.kind for block in expand(model) for pool in pools(model, block))
+    return any(isinstance(kind, ExpertChoice) and kind.noise for kind in kinds)
+
+
 def check_rows(run: Run, mesh: Mesh) -> None:
-    """Raises ConfigError unless the batch's rows divide into devices and microbatches."""
+    """Raises ConfigError unless the batch's rows divide into devices and microbatches, and blocks of rows into both."""
     devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     parts = devices * run.train.accumulation
     if run.data.global_batch_size % parts:
         raise ConfigError(
             f"Data.global_batch_size: {run.data.global_batch_size} rows are not a multiple of {parts} "
             f"({devices} devices over data x fsdp x expert, {run.train.accumulation} microbatches)"
+        )
+    groups, rows = run.model.selection_groups, run.data.global_batch_size // run.train.accumulation
+    if rows % groups:
+        raise ConfigError(f"Model.selection_groups: {groups} blocks do not divide the {rows} rows of a microbatch")
+    if selects(run.model) and groups % devices:
+        raise ConfigError(
+            f"Model.selection_groups: {groups} blocks of {rows // groups} rows in which routers compare tokens "
+            f"do not lie whole on {devices} devices (data x fsdp x expert); expected a multiple of {devices}"
         )
 
 
@@ -99,15 +122,15 @@ def make_train_step(
     check_rows(run, mesh)
     specs = _parameter_specs(run.model)
     sharded_gradients = jax.shard_map(
-        lambda params, batch: gradients(run, vocabulary, params, batch),
+        lambda params, batch, step: gradients(run, vocabulary, params, batch, step),
         mesh=mesh,
-        in_specs=(specs, PartitionSpec(BATCH_AXES)),
+        in_specs=(specs, PartitionSpec(BATCH_AXES), PartitionSpec()),
         out_specs=(specs, PartitionSpec()),
         check_vma=False,
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = sharded_gradients(state.params, batch)
+        grads, metrics = sharded_gradients(state.params, batch, state.step)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
 
@@ -140,10 +163,15 @@ def make_train_step(
     )
 
 
-def make_loss_eval(run: Run, vocabulary: Vocabulary, mesh: Mesh) -> Callable[[dict, Batch], Metrics]:
-    """The compiled held-out loss `(params, batch) -> metrics`: sums and counts of plain cross-entropy."""
+def make_loss_eval(
+    run: Run, vocabulary: Vocabulary, mesh: Mesh, *, causal: bool = False
+) -> Callable[[dict, Batch], Metrics]:
+    """The compiled held-out loss `(params, batch) -> metrics`: sums and counts of plain cross-entropy.
+
+    `causal`: with auxiliary routers in place of what would see later tokens.
+    """
     evaluate = jax.shard_map(
-        lambda params, batch: _sum_metrics(loss_sum(run.model, params, batch, vocabulary)[1]),
+        lambda params, batch: _sum_metrics(loss_sum(run.model, params, batch, vocabulary, causal=causal)[1]),
         mesh=mesh,
         in_specs=(_parameter_specs(run.model), PartitionSpec(BATCH_AXES)),
         out_specs=PartitionSpec(),

@@ -15,6 +15,7 @@ from mot_jax.data.dataset import Dataset
 from mot_jax.data.pipeline import evaluation_batches
 from mot_jax.data.prefetch import Prefetch
 from mot_jax.errors import UserError
+from mot_jax.objectives.next_token import ROUTER
 from mot_jax.parallel.mesh import batch_sharding
 from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from mot_jax.training.run_directory import sample_path
 from mot_jax.training.state import TrainState
 from mot_jax.training.writers import MetricsFile, TensorBoard
 
+CAUSAL = "causal_"  # losses with auxiliary routers; without, routers may see later tokens
 FIRST_PICTURE = 100  # a picture shows by this step, whatever the interval
 
 
@@ -40,6 +42,7 @@ class Job:
     mesh: Mesh
     train_step: Callable
     loss_eval: Callable
+    causal_eval: Callable | None  # the same with auxiliary routers, where there are some
     schedule: Callable
     checkpoints: Checkpoints
     metrics: MetricsFile
@@ -133,6 +136,7 @@ class Loop:
             **self._by_modality("loss", means),
             **self.clock.line(self._flops, self._peak),
             **self._by_modality("modality_tokens", means),
+            **{name: value for name, value in means.items() if name.startswith(ROUTER)},
             "learning_rate": float(self.job.schedule(max(step - 1 - self.skipped, 0))),
             "grad_norm": means.get("grad_norm"),
             "skipped": self.skipped,
@@ -195,14 +199,16 @@ class Loop:
 
     def _evaluate(self) -> None:
         job = self.job
-        batches = evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches)
-        window = Window()
-        for values in jax.device_get(
-            [job.loss_eval(self.state.params, jax.device_put(batch, self._rows)) for batch in batches]
-        ):
-            window.add(values)
-        if window.sums:
-            line = {"step": self.step, "split": "validation", **self._by_modality("loss", window.means())}
+        batches = list(evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches))
+        line = {"step": self.step, "split": "validation"}
+        for prefix, evaluate in (("", job.loss_eval), (CAUSAL, job.causal_eval)):
+            window = Window()
+            for batch in batches if evaluate else ():
+                window.add(jax.device_get(evaluate(self.state.params, jax.device_put(batch, self._rows))))
+            means = window.means()
+            line |= {f"{prefix}{name}": value for name, value in self._by_modality("loss", means).items()}
+            line |= {name: value for name, value in means.items() if name.startswith(ROUTER)}
+        if batches:
             self._write(line)
             job.progress.validation(line)
 

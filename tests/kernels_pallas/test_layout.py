@@ -25,7 +25,7 @@ def random_layout(rng, rows=103, groups=4, tile=8):
 def test_every_owned_row_has_one_slot_in_a_tile_of_its_group(rng, tile):
     ids, layout = random_layout(rng, tile=tile)
     owned = (ids >= 0) & (ids < 4)
-    slots = np.asarray(layout.slot_of_row)
+    slots = np.asarray(layout.slot_of_pair)[:, 0]
     assert np.all(slots[~owned] == layout.num_slots)
     assert len(set(slots[owned])) == owned.sum()
     np.testing.assert_array_equal(np.asarray(layout.row_of_slot)[slots[owned]], np.flatnonzero(owned))
@@ -40,7 +40,7 @@ def test_every_owned_row_has_one_slot_in_a_tile_of_its_group(rng, tile):
 def test_rows_keep_their_order_within_a_group(rng):
     ids, layout = random_layout(rng)
     for group in range(4):
-        slots = np.asarray(layout.slot_of_row)[ids == group]
+        slots = np.asarray(layout.slot_of_pair)[:, 0][ids == group]
         np.testing.assert_array_equal(np.diff(slots), 1)
 
 

@@ -125,8 +125,8 @@ def test_an_absent_modality_has_zero_gradients_not_missing_ones(rng):
         hidden = transformer.forward(
             model,
             params,
-            *map(jnp.asarray, (np.minimum(batch.tokens, 89), text_only, batch.positions, batch.segment_ids > 0)),
-            lambda layer, q, k, v: v,
+            *map(jnp.asarray, (np.minimum(batch.tokens, 89), text_only, batch.positions, batch.segment_ids)),
+            lambda layer, q, k, v, segments: v,
         )
         return (hidden**2).sum()
 
@@ -144,7 +144,7 @@ def test_a_wrong_parameter_tree_is_refused_by_name():
 
     def run(params):
         return transformer.forward(
-            model, params, tokens, tokens, tokens[..., None], tokens == 0, lambda layer, q, k, v: q
+            model, params, tokens, tokens, tokens[..., None], tokens + 1, lambda layer, q, k, v, segments: q
         )
 
     wrong = jax.tree.map(lambda x: x, params)

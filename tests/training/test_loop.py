@@ -154,10 +154,10 @@ def test_dense_parameters_start_an_untied_model_that_computes_the_same(finished,
     positions = np.broadcast_to(np.arange(32, dtype=np.int32)[None, :, None], (2, 32, 1))
 
     def hidden(model, params):
-        def attend(layer, q, k, v):
+        def attend(layer, q, k, v, segment_ids):
             return causal_in_document(q, k, v, jnp.ones((2, 32), jnp.int32))
 
-        inputs = (jnp.asarray(x) for x in (tokens, modality, positions, np.ones((2, 32), bool)))
+        inputs = (jnp.asarray(x) for x in (tokens, modality, positions, np.ones((2, 32), np.int32)))
         return np.asarray(transformer.forward(model, params, *inputs, attend))
 
     mot_params = last_params(tmp_path / "mot", mot)
