@@ -18,6 +18,7 @@ from mot_jax.config import Run
 from mot_jax.data.artifacts import load_artifacts
 from mot_jax.documents import Document, Span, canonical, from_tokens, to_tokens
 from mot_jax.errors import UserError, nearest
+from mot_jax.generation.auxiliary import check_causal
 from mot_jax.generation.decode import generate_tokens
 from mot_jax.gin_config import load_run
 from mot_jax.nn import transformer
@@ -117,8 +118,9 @@ class LoadedRun:
 
         Raises:
           UserError: an unknown modality, a value its codec cannot take, a prompt that leaves no room in
-            `Data.sequence_length`, or a setting out of its range.
+            `Data.sequence_length`, a setting out of its range, or a model that needs auxiliary routers for this.
         """
+        check_causal(self.config.model, "generate", self.directory)
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         given = {name: value for name, value in given.items() if value is not None}
         sample = dataclasses.replace(self.config.sample, **given)

@@ -6,6 +6,7 @@ import pytest
 
 from mot_jax import config
 from mot_jax.config import Block, Data, Eval, FrozenMapping, Model, Optimizer, RopeScaling, Run, Sample, Source, Train
+from mot_jax.config_experts import FeedForward
 from mot_jax.errors import ConfigError
 
 
@@ -29,9 +30,10 @@ def test_plan_repeats_its_runs_and_fills_in_the_model_s_settings():
         num_layers=99,
         plan=((2, (Block(untied=()), Block(ffn_dim=512))), (1, (Block(norm_order="pre"),))),
     )
-    tied = Block(untied=(), ffn_dim=344, norm_order="post")
-    wide = Block(untied=("norm",), ffn_dim=512, norm_order="post")
-    pre = Block(untied=("norm",), ffn_dim=344, norm_order="pre")
+    plain = FeedForward()
+    tied = Block(untied=(), ffn_dim=344, norm_order="post", feed_forward=plain)
+    wide = Block(untied=("norm",), ffn_dim=512, norm_order="post", feed_forward=plain)
+    pre = Block(untied=("norm",), ffn_dim=344, norm_order="pre", feed_forward=plain)
     assert config.expand(model) == (tied, wide, tied, wide, pre)
 
 

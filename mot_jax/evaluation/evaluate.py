@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from etils import epath
 
 import mot_jax.run
-from mot_jax.config import Run
+from mot_jax.config import Model, Run, sees_future
 from mot_jax.data.artifacts import read_manifest
 from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, open_dataset
@@ -19,10 +19,12 @@ from mot_jax.evaluation.losses import HeldOutLoss, evaluation_mesh, heldout_loss
 from mot_jax.evaluation.pictures import sample_picture
 from mot_jax.evaluation.report import print_losses, print_scores
 from mot_jax.evaluation.tasks import Accuracy, Scores, TaskContext, find_task
+from mot_jax.generation.auxiliary import check_causal
 from mot_jax.training.progress import preparation, say
 
 SPLIT = "validation"
 FILE = "eval.json"
+CAUSAL = "causal_losses"
 
 
 def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> dict:
@@ -49,10 +51,13 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
     mot_jax.run.check_sample(run.sample)
     tasks = {name: find_task(name) for name in run.eval.tasks}
     loaded = mot_jax.run.load(run_dir, step)
+    model = loaded.config.model
+    if tasks:
+        check_causal(model, f"Eval.tasks: {', '.join(tasks)}", run_dir)
     with preparation(console) as report:
         dataset = open_dataset(ensure_dataset(run.data, report), verify=run.data.verify)
     check_same_data(read_manifest(run_dir / "artifacts"), dataset)
-    run = dataclasses.replace(run, model=loaded.config.model)
+    run = dataclasses.replace(run, model=model)
     pictures = run_dir / "samples"
     if importlib.util.find_spec("matplotlib") is None:
         pictures = None
@@ -60,18 +65,22 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
 
     with console.status("losses on the validation split"):
         mesh = evaluation_mesh(run)
-        batches = evaluation_batches(dataset, run.data, SPLIT)
-        losses = heldout_losses(run, loaded.vocabulary, loaded.params, batches, mesh)
+        losses = {}
+        for name in _losses_of(model):
+            batches = evaluation_batches(dataset, run.data, SPLIT)
+            causal = name == CAUSAL
+            losses[name] = heldout_losses(run, loaded.vocabulary, loaded.params, batches, mesh, causal=causal)
     documents = len(dataset.split(SPLIT))
     say(console, f"{run_dir} at step {loaded.step}: {documents:,} held-out documents")
-    print_losses(console, losses)
+    for name, by in _losses_of(model).items():
+        print_losses(console, losses[name], by)
 
     scores: dict[str, Scores] = {}
     for name, task in tasks.items():
         with console.status(f"task {name}"):
             scores[name] = task(TaskContext(loaded, dataset, run.eval, run.sample, pictures))
         print_scores(console, name, scores[name])
-    if pictures is not None:
+    if pictures is not None and (model.auxiliary_routers or not sees_future(model)):
         with console.status("sample picture"):
             sample_picture(
                 run.model,
@@ -88,7 +97,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
         "data_set": dataset.fingerprint,
         "split": SPLIT,
         "documents": documents,
-        "losses": {name: _loss_json(loss) for name, loss in losses.items()},
+        **{kind: {name: _loss_json(loss) for name, loss in of.items()} for kind, of in losses.items()},
         "tasks": {name: {score: _score_json(value) for score, value in of.items()} for name, of in scores.items()},
         "eval": dataclasses.asdict(run.eval),
         "sample": dataclasses.asdict(run.sample),
@@ -96,6 +105,14 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
     write_json(run_dir / FILE, result)
     say(console, f"wrote {run_dir / FILE}" + (f" and {pictures}/eval_*.png" if pictures else ""))
     return result
+
+
+def _losses_of(model: Model) -> dict[str, str]:
+    """The losses there are, by their key in eval.json, and by which routers: what one sees the other must not claim."""
+    if not sees_future(model):
+        return {"losses": ""}
+    seeing = {"losses": "routers see later tokens"}
+    return seeing | ({CAUSAL: "auxiliary routers"} if model.auxiliary_routers else {})
 
 
 def check_same_data(artifacts: Mapping, dataset: Dataset) -> None:

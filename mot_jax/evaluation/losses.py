@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mot_jax.batch import Batch
-from mot_jax.config import Parallel, Run
+from mot_jax.config import Parallel, Run, selects
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.collectives import BATCH_AXES
 from mot_jax.parallel.mesh import make_mesh
@@ -33,25 +33,27 @@ class HeldOutLoss:
 
 
 def evaluation_mesh(run: Run) -> Mesh:
-    """The run's own mesh where this machine and the batch's rows allow it, else one device."""
+    """The run's own mesh where this machine, the batch's rows and its blocks allow it, else one device."""
     try:
         mesh = make_mesh(run.parallel)
     except ConfigError:
         return make_mesh(Parallel(), jax.devices()[:1])
-    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return make_mesh(Parallel(), jax.devices()[:1]) if run.data.global_batch_size % rows else mesh
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    split = run.data.global_batch_size % parts or (selects(run.model) and run.model.selection_groups % parts)
+    return make_mesh(Parallel(), jax.devices()[:1]) if split else mesh
 
 
 def heldout_losses(
-    run: Run, vocabulary: Vocabulary, params: Mapping, batches: Iterable[Batch], mesh: Mesh
+    run: Run, vocabulary: Vocabulary, params: Mapping, batches: Iterable[Batch], mesh: Mesh, *, causal: bool = False
 ) -> dict[str, HeldOutLoss]:
     """One pass over the batches -> "all" and each modality's loss.
 
     Args:
       run: with its model resolved.
       params: the model's parameters, placed anywhere.
+      causal: with auxiliary routers in place of what would see later tokens.
     """
-    evaluate = make_loss_eval(run, vocabulary, mesh)
+    evaluate = make_loss_eval(run, vocabulary, mesh, causal=causal)
     params = jax.device_put(params, parameter_shardings(run.model, mesh))
     names = {ALL: "loss"} | {name: f"loss/{name}" for name in vocabulary.names}
     # float64 on the host: float32 would stop counting tokens at 2**24.

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_losses(console: "Console", losses: Mapping[str, HeldOutLoss]) -> None:
-    """A row for each modality: loss in nats, perplexity, and the number of target tokens."""
-    table = _table("targets", "loss", "perplexity", "tokens")
+def print_losses(console: "Console", losses: Mapping[str, HeldOutLoss], by: str = "") -> None:
+    """A row for each modality: loss in nats, perplexity, number of target tokens; `by` says by which routers."""
+    table = _table(f"targets{by and f' ({by})'}", "loss", "perplexity", "tokens")
     for name, loss in losses.items():
         table.add_row(name, f"{loss.loss:.4f}", f"{loss.perplexity:.3f}", f"{loss.tokens:,}")
     console.print(table)

@@ -13,6 +13,7 @@ from mot_jax.batch import Array
 from mot_jax.config import Model, Sample
 from mot_jax.errors import DataError
 from mot_jax.generation import grammar, sampling
+from mot_jax.generation.auxiliary import check_causal
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.generation.grammar import Grammar, State
 from mot_jax.nn import transformer
@@ -124,7 +125,9 @@ def generate_tokens(
 
     Raises:
       DataError: no such modality, or a prompt that leaves no room.
+      UserError: the model needs auxiliary routers for this and has none.
     """
+    check_causal(model, "generate")
     if not len(prompts):
         return []
     max_tokens = sample.max_tokens if max_tokens is None else max_tokens

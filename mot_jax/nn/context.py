@@ -24,7 +24,7 @@ class Noise:
 class Context:
     """One layer's view of a forward pass.
 
-    causal  auxiliary routers decide where training would compare a token with later ones
+    causal  no token may depend on later ones: auxiliary routers stand in for comparing them, capacity has no limit
     blocks  into how many blocks of rows this device's rows are divided for selecting among them
     """
 

@@ -82,7 +82,7 @@ class Experts(nnx.Module):
                 assigned, told = _expert_choice(pool, own, guess, context)
                 reports.append(told)
             elif isinstance(kind, TokenChoice):
-                assigned = token_choice.assign(own, kind)
+                assigned = token_choice.assign(own, kind, limited=not context.causal)
             elif isinstance(kind, AverageKey):
                 keys = jnp.mean(gate[pool.first : pool.first + kind.experts].astype(jnp.float32), axis=-1)
                 own = in_blocks(leave(rows, _float32_product(x, jax.lax.stop_gradient(keys).T)))

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from kernels_pallas.grouped_matmul import Layout, align_rows, group_rows, grouped_matmul, ungroup_rows
 
@@ -50,13 +50,13 @@ def make_rows(
     return Rows(layout, owner, token_ids, group_ids, segment_ids, rope)
 
 
-def enter(rows: Rows, x: Float[Array, "B S ..."]) -> Float[Array, "P ..."]:
+def enter(rows: Rows, x: Shaped[Array, "B S ..."]) -> Shaped[Array, "P ..."]:
     """Sequence order -> rows."""
     flat = x.reshape(-1, *x.shape[2:])
     return flat if rows.layout is None else group_rows(flat, rows.layout)
 
 
-def leave(rows: Rows, x: Float[Array, "P ..."]) -> Float[Array, "B S ..."]:
+def leave(rows: Rows, x: Shaped[Array, "P ..."]) -> Shaped[Array, "B S ..."]:
     """Rows -> sequence order."""
     flat = x if rows.layout is None else ungroup_rows(x, rows.layout)
     return flat.reshape(*rows.token_ids.shape, *flat.shape[1:])

@@ -179,7 +179,8 @@ def apply(
     Never logits: objectives own the head. Inside a manual mesh `params` and `batch` are one device's shards.
 
     Args:
-      causal: auxiliary routers decide what otherwise would depend on later tokens and other rows.
+      causal: nothing depends on later tokens or other rows: auxiliary routers stand in where training compares
+        tokens, and no capacity is limited.
       noise: for routers that want some in training; None adds none.
     """
     batch = jax.tree.map(jnp.asarray, batch)
@@ -205,8 +206,7 @@ def forward(
     Routers see no later token and no other row, whatever they do in training.
     """
     unrolled = dataclasses.replace(model, scan_layers=False, remat="none")
-    run = Pass(attend, causal=config.sees_future(model))
-    return merge(unrolled, params)(tokens, modality_ids, positions, segment_ids, run)[0]
+    return merge(unrolled, params)(tokens, modality_ids, positions, segment_ids, Pass(attend, causal=True))[0]
 
 
 def head_table(model: Model, params: dict, dtype: jnp.dtype) -> Float[Array, "V D"]:

@@ -21,8 +21,8 @@ class Selection:
     destination  int32[B * S]  a token's place in the selection, R * C where it skips the layer
     """
 
-    source: Int[Array, " R*C"]
-    destination: Int[Array, " B*S"]
+    source: Int[Array, " N"]
+    destination: Int[Array, " T"]
     sequences: int = dataclasses.field(metadata={"static": True})
 
 

@@ -9,8 +9,11 @@ from mot_jax.routing.assignment import Assignment, Tokens
 from mot_jax.routing.expert_choice import share_of
 
 
-def assign(tokens: Tokens, kind: TokenChoice) -> Assignment:
-    """The `top_k` experts by score, of equal ones the first, and the shared experts with weight 1."""
+def assign(tokens: Tokens, kind: TokenChoice, *, limited: bool = True) -> Assignment:
+    """The `top_k` experts by score, of equal ones the first, and the shared experts with weight 1.
+
+    `limited` False leaves an expert's capacity aside: whom it turns away depends on the other tokens.
+    """
     scores, chosen = _best(tokens.scores, kind.top_k)
     every = jax.nn.softmax(tokens.scores, axis=-1)
     if kind.softmax == "after":
@@ -28,7 +31,7 @@ def assign(tokens: Tokens, kind: TokenChoice) -> Assignment:
         spread = jax.nn.logsumexp(tokens.scores, axis=-1, keepdims=True) ** 2 * tokens.mine[..., None]
         loss += kind.z_loss * jnp.sum(_mean_over(spread, count))  # ST-MoE, arXiv 2202.08906, eq. 5
     kept = tokens.mine[..., None]
-    if kind.capacity is not None:
+    if limited and kind.capacity is not None:
         most = share_of(count * kind.top_k, exact(kind.capacity) / kind.experts)
         kept = kept & _in_time(onehot, most)
     experts = jnp.where(kept, tokens.first + chosen, -1)

@@ -31,6 +31,7 @@ from mot_jax.training.init_from import init_from
 from mot_jax.training.interruption import interruption
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.progress import TrainProgress, duration_text, preparation, say
+from mot_jax.training.router_picture import draw_routers
 from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
 from mot_jax.training.step import make_loss_eval, make_train_step
 from mot_jax.training.steps import Job, Loop, Start, digests
@@ -88,7 +89,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         run_directory.write_config(directory, config_text)
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
         _introduce(run, directory, start.step if continues else None, note)
-        evaluates, draws = _shows(run, dataset, note)
+        evaluates, drawing = _shows(dataset, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
@@ -109,14 +110,16 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             board=board,
             progress=progress,
             evaluates=evaluates,
-            draws=evaluates and draws,
+            draws=evaluates and drawing and _can_generate(run, note),
         )
         loop = Loop(job, batches, start)
         began = time.perf_counter()
         stopped = loop.run(caught)
         took = duration_text(time.perf_counter() - began)
-    if draws:
-        draw_losses(read_metrics(directory / run_directory.METRICS), directory / run_directory.LOSSES)
+    if drawing:
+        lines = read_metrics(directory / run_directory.METRICS)
+        draw_losses(lines, directory / run_directory.LOSSES)
+        draw_routers(lines, directory / run_directory.ROUTERS)
     if stream.split or stream.dropped:
         note(
             f"longer than a row of {run.data.sequence_length} tokens, of the documents read since this start: "
@@ -165,7 +168,7 @@ def _initial_state(
     return make(params), data_state if run.train.keep_data else None
 
 
-def _shows(run: Run, dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
+def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     """(whether there is held-out data to look at, whether there is something to draw with); says what is missing."""
     held_out = "validation" in dataset.manifest["splits"]
     if not held_out:
@@ -173,10 +176,14 @@ def _shows(run: Run, dataset: Dataset, note: Callable[[str], None]) -> tuple[boo
     drawing = importlib.util.find_spec("matplotlib") is not None
     if not drawing:
         note("no pictures: matplotlib is not installed (the extra `logging` has it)")
-    if drawing and run.train.sample_every and config.sees_future(run.model) and not run.model.auxiliary_routers:
-        note("no sample pictures: what routers select here depends on later tokens, and there are no auxiliary routers")
-        return held_out, False
     return held_out, drawing
+
+
+def _can_generate(run: Run, note: Callable[[str], None]) -> bool:
+    able = run.model.auxiliary_routers or not config.sees_future(run.model)
+    if run.train.sample_every and not able:
+        note("no sample pictures: routers compare a token with later ones here, and there are no auxiliary routers")
+    return able
 
 
 def _introduce(run: Run, directory: epath.Path, resumed: int | None, note: Callable[[str], None]) -> None:

@@ -10,10 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 
-def losses_text(line: dict) -> str:
+def losses_text(line: dict, name: str = "loss") -> str:
     """`loss 2.31 (text 1.90 image 3.12)`."""
-    named = [f"{k.removeprefix('loss/')} {v:.3f}" for k, v in line.items() if k.startswith("loss/") and v is not None]
-    loss = "none" if line.get("loss") is None else f"{line['loss']:.3f}"
+    losses = {k.removeprefix(f"{name}/"): v for k, v in line.items() if k.startswith(f"{name}/")}
+    named = [f"{modality} {loss:.3f}" for modality, loss in losses.items() if loss is not None]
+    loss = "none" if line.get(name) is None else f"{line[name]:.3f}"
     return f"loss {loss} ({' '.join(named)})" if named else f"loss {loss}"
 
 
@@ -76,7 +77,10 @@ class TrainProgress:
             self.note(f"step {line['step']}/{self._steps}  {train_text(line)}  {left}".rstrip())
 
     def validation(self, line: dict) -> None:
-        self.note(f"step {line['step']}/{self._steps}  validation {losses_text(line)}")
+        shown = f"step {line['step']}/{self._steps}  validation {losses_text(line)}"
+        if "causal_loss" in line:
+            shown += f", by auxiliary routers {losses_text(line, 'causal_loss')}"
+        self.note(shown)
 
     def note(self, text: str) -> None:
         """A line that stays."""

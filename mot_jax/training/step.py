@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mot_jax.batch import Batch
-from mot_jax.config import Model, Run, expand, pools, selects
+from mot_jax.config import Model, Run, expand, pools, sees_future, selects
 from mot_jax.config_experts import ExpertChoice
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
@@ -168,8 +168,9 @@ def make_loss_eval(
 ) -> Callable[[dict, Batch], Metrics]:
     """The compiled held-out loss `(params, batch) -> metrics`: sums and counts of plain cross-entropy.
 
-    `causal`: with auxiliary routers in place of what would see later tokens.
+    `causal`: with auxiliary routers in place of what would see later tokens. No token is dropped for want of capacity.
     """
+    causal = causal or not sees_future(run.model)
     evaluate = jax.shard_map(
         lambda params, batch: _sum_metrics(loss_sum(run.model, params, batch, vocabulary, causal=causal)[1]),
         mesh=mesh,

@@ -207,7 +207,7 @@ class Loop:
                 window.add(jax.device_get(evaluate(self.state.params, jax.device_put(batch, self._rows))))
             means = window.means()
             line |= {f"{prefix}{name}": value for name, value in self._by_modality("loss", means).items()}
-            line |= {name: value for name, value in means.items() if name.startswith(ROUTER)}
+            line |= {f"{prefix}{name}": value for name, value in means.items() if name.startswith(ROUTER)}
         if batches:
             self._write(line)
             job.progress.validation(line)
