@@ -12,7 +12,8 @@ def top_members(
 
     All of them where fewer than k are eligible. The k-th best is found bit by bit: a float's order is its bits' order.
     """
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.int32)  # + 0.0: -0 equals 0
+    scores = jnp.where(scores == 0, 0.0, scores.astype(jnp.float32))  # -0 equals 0
+    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
     ordered = jnp.where(bits < 0, ~bits, bits | jnp.int32(-(2**31))).astype(jnp.uint32)
     keys = jnp.where(eligible, jnp.maximum(ordered, 1), 0)
 

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mot_jax import config
 from mot_jax.batch import Batch
-from mot_jax.config import FrozenMapping, Model, resolve
+from mot_jax.config import Block, FrozenMapping, Model, resolve
+from mot_jax.config_experts import Depth, ExpertChoice, TokenChoice
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.nn import transformer
 from tests.generation.models import random_params
@@ -30,6 +32,12 @@ MODELS = {
         "scan_layers": True,
     },
 }
+DEEP = ((1, (Block(depth=Depth(capacity=0.5)), Block())),)
+MODELS |= {
+    "experts": {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=3), "auxiliary_routers": True},
+    "token choice": {"feed_forward": TokenChoice(experts=4, capacity=0.5)},
+    "depth in MoT": {"untied": ALL, "plan": DEEP, "auxiliary_routers": True},
+}
 LENGTHS = np.array([7, 1, 4, 0, 10])
 STEPS = 5
 
@@ -40,7 +48,7 @@ def uncached(model, params, tokens, modality_ids, lengths):
     positions = jnp.broadcast_to(jnp.arange(size)[None, :, None], (*tokens.shape, 1))
     zeros = jnp.zeros_like(tokens)
     batch = Batch(tokens, modality_ids, segments, zeros, positions, zeros, zeros.astype(jnp.float32))
-    return transformer.apply(model, params, batch)[0]
+    return transformer.apply(model, params, batch, causal=True)[0]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,3 +82,6 @@ def test_cached_equals_uncached(name):
         hidden = jnp.where(active[:, None], hidden, before)
         steps += active
     assert (steps[rows] > 3).all()
+    skipping = [block.depth is not None for block in config.expand(model)]
+    for skips, held in zip(skipping, cache.held, strict=True):  # a skipped token writes no key and no value
+        assert np.all(held <= cache.lengths) and np.any(held < cache.lengths) == skips

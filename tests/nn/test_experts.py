@@ -43,7 +43,7 @@ ROUTINGS = {
 
 
 def model_of(name: str, **fields):
-    return small_model(dtype="float32", auxiliary_routers=True, **ROUTINGS[name], **fields)
+    return small_model(**{"dtype": "float32", "num_layers": 1, "auxiliary_routers": True, **ROUTINGS[name], **fields})
 
 
 def run_of(model, params, batch, causal):
@@ -138,7 +138,7 @@ def naive(model, p, x, groups, tokens):
     ],
 )
 def test_experts_are_the_sum_they_stand_for(rng, name, grouped):
-    model = model_of(name, num_layers=1)
+    model = model_of(name)
     params = random_params(model)["layers"]["0"]
     batch = random_batch(rng, 3, 24)
     x = rng.normal(size=(*batch.tokens.shape, model.dim)).astype(np.float32)

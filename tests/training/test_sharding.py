@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from mot_jax.config import Parallel
+from mot_jax.config import Block, Parallel
+from mot_jax.config_experts import Depth, ExpertChoice, TokenChoice
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.parallel.mesh import batch_sharding, make_mesh
@@ -26,10 +27,21 @@ def needs_eight_devices():
         pytest.skip("needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
 
 
-@pytest.mark.parametrize(("untied", "accumulation"), [((), 1), (ALL, 2)], ids=["dense", "mot, accumulated"])
-def test_eight_devices_equal_one(untied, accumulation, rng):
+MOMA = {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=2, noise=True), "selection_groups": 4}
+DEEP_MOE = {
+    "plan": ((1, (Block(depth=Depth(capacity=0.5, selection="batch"), feed_forward=TokenChoice(experts=4)),)),),
+    "selection_groups": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "accumulation"),
+    [({}, 1), ({"untied": ALL}, 2), (MOMA, 2), (DEEP_MOE, 1)],
+    ids=["dense", "mot, accumulated", "moma with noise, accumulated", "depth over the batch with token choice"],
+)
+def test_eight_devices_equal_one(fields, accumulation, rng):
     needs_eight_devices()
-    model = small_model(untied=untied, num_kv_heads=2, num_layers=1)
+    model = small_model(num_kv_heads=2, num_layers=1, **fields)
     run = small_run(model, ROWS, LENGTH, z_loss=1e-3, accumulation=accumulation)
     batch = random_batch(rng, ROWS, LENGTH)
     results = []
