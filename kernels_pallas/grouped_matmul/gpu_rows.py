@@ -32,12 +32,12 @@ def swiglu(x, w_gate, w_up, layout: Layout, *, keep: bool):
 
 
 def block_of(tile: int, width: int, sums: int) -> tuple[int, int]:
-    """(rows, columns) of a job: both workers have the same columns and 64 rows each, or 64 rows and half the columns."""
+    """(rows, columns) of a job. The workers share it by rows where the tile has 128 of them, else by columns."""
     rows = PIECE * WORKERS if tile % (PIECE * WORKERS) == 0 else PIECE
     most = WIDEST // sums
     least = PIECE if rows > PIECE else PIECE * WORKERS
     # A block costs as much as it has columns, and fetching its rows.
-    return rows, min(range(least, most + 1, least), key=lambda columns: (pl.cdiv(width, columns) * (columns + PIECE)))
+    return rows, min(range(least, most + 1, least), key=lambda columns: pl.cdiv(width, columns) * (columns + PIECE))
 
 
 def _call(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend import backend
 
 PIECE = 64  # rows a warpgroup multiplies at once, columns in a swizzled row of bfloat16, and rows or columns of a step
 WORKERS = 2  # warpgroups that multiply
@@ -30,14 +31,13 @@ class Job:
 
 
 def device():
-    """The GPU being compiled for, or the one here; None where neither is a GPU."""
-    found = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    return found if found.platform in ("gpu", "cuda") else None
+    """The accelerator being compiled for, or the one here; None on a CPU, where the kernels are interpreted."""
+    found = jax.sharding.get_abstract_mesh().abstract_device or backend.get_default_device()
+    return None if found.platform == "cpu" else found
 
 
 def multiprocessors() -> int:
-    gpu = device()
-    return getattr(gpu, "num_cores", None) or getattr(gpu, "core_count", None) or MULTIPROCESSORS
+    return getattr(device(), "num_cores", None) or getattr(device(), "core_count", None) or MULTIPROCESSORS
 
 
 def shared(*shape: int, dtype=jnp.bfloat16):
@@ -162,7 +162,8 @@ def store(pieces: list[tuple], staging) -> None:
     """Writes (values [PIECE, PIECE], where they go) one after the other, two of them under way at a time."""
     for i, (values, out) in enumerate(pieces):
         block = staging.at[i % 2]
-        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+        # The first of a job waits for all: the last block of the job before may be the same one.
+        plgpu.wait_smem_to_gmem(1 if i else 0, wait_read_only=True)
         block[...] = values.astype(block.dtype)
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(block, out)
