@@ -6,11 +6,10 @@ import jax.numpy as jnp
 
 from kernels_pallas.grouped_matmul import gpu_rows, gpu_weights
 from kernels_pallas.grouped_matmul.compose import compose
-from kernels_pallas.grouped_matmul.gpu_stream import PIECE, device
+from kernels_pallas.grouped_matmul.gpu_stream import PIECE, device, lane
 from kernels_pallas.grouped_matmul.layout import Layout
 
 HOPPER = re.compile(r"\bG?H\d+")  # H100, H200, GH200; their matrix instructions exist on no other generation
-STRIDE = 8  # columns of bfloat16 in the 16 bytes that the hardware's copies step by
 
 matmul, matmul_gradient, swiglu, swiglu_gradient, feed_forward, feed_forward_gradient = compose(gpu_rows, gpu_weights)
 
@@ -23,8 +22,8 @@ def unsupported(layout: Layout, *arrays) -> str | None:
         return f"the device is {chip.device_kind}, expected a Hopper GPU"
     if layout.tile % PIECE:
         return f"tiles hold {layout.tile} rows, expected a multiple of {PIECE}"
-    if odd := [size for array in arrays for size in array.shape[1:] if size % STRIDE or not size]:
-        return f"{odd[0]} columns, expected a multiple of {STRIDE}"
+    if odd := [size for array in arrays for size in array.shape[1:] if not size or not lane(size)]:
+        return f"{odd[0]} columns, expected a multiple of 16"
     if not layout.num_slots:
         return "there are no rows"
     return None

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.grouped_matmul.activation import activate
-from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WIDEST, WORKERS, Job, store, stream
+from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WIDEST, WORKERS, Job, lane, store, stream
 from kernels_pallas.grouped_matmul.layout import Layout
 
 BAND = 16  # row blocks
@@ -42,7 +42,7 @@ def block_of(tile: int, width: int, sums: int) -> tuple[int, int]:
 
 def _call(
     name: str, finish: Callable, num_outs: int, xs: tuple, weights: tuple, layout: Layout, transpose: bool
-) -> list[jax.Array]:
+) -> tuple[jax.Array, ...]:
     (slots, contracted), width = xs[0].shape, weights[0].shape[1 if transpose else 2]
     sums = len(weights) // len(xs)  # products that are kept apart; of one, all pairs are added up
     rows, columns = block_of(layout.tile, width, sums)
@@ -103,8 +103,9 @@ def _call(
         buffers=((rows, PIECE), *[(columns, PIECE) if transpose else (PIECE, columns)] * sums),
         accumulator=share,
         accumulators=sums,
-        results=[jax.ShapeDtypeStruct((slots, width), xs[0].dtype)] * num_outs,
+        results=(jax.ShapeDtypeStruct((slots, width), xs[0].dtype),) * num_outs,
         num_inputs=2 + len(xs) + len(weights),
+        columns=lane(contracted, width),
         name=name,
     )
     return kernel(layout.tile_groups, layout.live_tiles[None], *xs, *weights)

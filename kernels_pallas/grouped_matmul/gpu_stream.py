@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend import backend
 
-PIECE = 64  # rows a warpgroup multiplies at once, columns in a swizzled row of bfloat16, and rows or columns of a step
+PIECE = 64  # rows a warpgroup multiplies at once, and rows or columns of a step
 WORKERS = 2  # warpgroups that multiply
 STAGES = 4  # steps in shared memory
 WIDEST = 256  # columns: the most that one instruction multiplies
@@ -40,11 +40,15 @@ def multiprocessors() -> int:
     return getattr(device(), "num_cores", None) or getattr(device(), "core_count", None) or MULTIPROCESSORS
 
 
-def shared(*shape: int, dtype=jnp.bfloat16):
-    """A buffer in shared memory as the tensor cores and the copies to and from it want it laid out."""
-    swizzle = 2 * PIECE
-    transforms = plgpu.TilingTransform((8, PIECE)), plgpu.SwizzleTransform(swizzle)
-    return plgpu.SMEM(shape, dtype, transforms=transforms)
+def lane(*sizes: int) -> int:
+    """Columns in a swizzled row of shared memory, which must divide every array's; 0 where there is no such number."""
+    return next((columns for columns in (64, 32, 16) if not any(size % columns for size in sizes)), 0)
+
+
+def shared(*shape: int, columns: int):
+    """A bfloat16 buffer in shared memory as the tensor cores and the copies to and from it want it laid out."""
+    transforms = plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(2 * columns)
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=transforms)
 
 
 def stream(
@@ -59,6 +63,7 @@ def stream(
     accumulators: int,
     results: tuple,
     num_inputs: int,
+    columns: int,
     name: str,
 ):
     """A kernel of the job numbers 0 .. num_jobs - 1, to be called with its inputs.
@@ -71,6 +76,7 @@ def stream(
       buffers: shapes of a step's blocks in shared memory.
       accumulator: a worker's share of a block of the result.
       results: what comes out.
+      columns: `lane` of all arrays' columns.
     """
 
     def kernel(*refs):
@@ -149,8 +155,8 @@ def stream(
         thread_name="worker",
         kernel_name=f"grouped_{name}",
         scratch_types=[
-            *(shared(STAGES, *shape) for shape in buffers),
-            shared(WORKERS, 2, PIECE, PIECE),
+            *(shared(STAGES, *shape, columns=columns) for shape in buffers),
+            shared(WORKERS, 2, PIECE, PIECE, columns=columns),
             plgpu.Barrier(num_arrivals=len(buffers), num_barriers=STAGES),
             plgpu.Barrier(num_arrivals=WORKERS, num_barriers=STAGES),
         ],

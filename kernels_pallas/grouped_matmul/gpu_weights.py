@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.grouped_matmul.gpu_rows import block_of
-from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WORKERS, Job, store, stream
+from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WORKERS, Job, lane, store, stream
 from kernels_pallas.grouped_matmul.layout import Layout
 
 BAND = 8  # blocks of the result's rows
@@ -58,8 +58,9 @@ def weight_gradient(x, dy, layout: Layout):
         buffers=((PIECE, inner), (PIECE, outer)),
         accumulator=(PIECE, outer),
         accumulators=1,
-        results=[jax.ShapeDtypeStruct((layout.num_groups, depth, width), x.dtype)],
+        results=(jax.ShapeDtypeStruct((layout.num_groups, depth, width), x.dtype),),
         num_inputs=4,
+        columns=lane(depth, width),
         name="weight_gradient",
     )
     return kernel(start, of_group, x, dy)[0]
