@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.grouped_matmul.activation import activate
-from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WIDEST, WORKERS, Job, lane, store, stream
+from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WIDEST, WORKERS, Job, in_bands, lane, store, stream
 from kernels_pallas.grouped_matmul.layout import Layout
 
 BAND = 16  # row blocks
@@ -51,7 +51,7 @@ def _call(
 
     def job_of(number, inputs):
         groups, live, *_ = inputs
-        row, column = plgpu.planar_snake(number, (row_blocks, column_blocks), 0, min(BAND, row_blocks))
+        row, column = in_bands(number, row_blocks, column_blocks, BAND)
         tile = lax.div(row * rows, layout.tile)
         return Job(jnp.where(tile < live[0], depth * len(xs), 0), (row, column, groups[tile]))
 

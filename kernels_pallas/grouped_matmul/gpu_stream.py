@@ -164,6 +164,14 @@ def stream(
     )
 
 
+def in_bands(number, rows: int, columns: int, band: int):
+    """The (row, column) of a block when bands of so many rows are walked column by column."""
+    first = lax.div(number, jnp.int32(band * columns)) * band
+    height = jnp.minimum(band, rows - first)  # not by planar_snake: it divides by zero where bands divide the rows
+    number = lax.rem(number, jnp.int32(band * columns))
+    return first + lax.rem(number, height), lax.div(number, height)
+
+
 def store(pieces: list[tuple], staging) -> None:
     """Writes (values [PIECE, PIECE], where they go) one after the other, two of them under way at a time."""
     for i, (values, out) in enumerate(pieces):

@@ -7,7 +7,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.grouped_matmul.gpu_rows import block_of
-from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WORKERS, Job, lane, store, stream
+from kernels_pallas.grouped_matmul.gpu_stream import PIECE, WORKERS, Job, in_bands, lane, store, stream
 from kernels_pallas.grouped_matmul.layout import Layout
 
 BAND = 8  # blocks of the result's rows
@@ -26,7 +26,7 @@ def weight_gradient(x, dy, layout: Layout):
         starts, steps, *_ = inputs
         group = lax.div(number, jnp.int32(blocks[0] * blocks[1]))
         number = lax.rem(number, jnp.int32(blocks[0] * blocks[1]))
-        row, column = plgpu.planar_snake(number, blocks, 0, min(BAND, blocks[0]))
+        row, column = in_bands(number, *blocks, BAND)
         return Job(steps[group], (row, column, group, starts[group]))
 
     def fetch(job, step, inputs, stages, barrier):

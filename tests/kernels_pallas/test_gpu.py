@@ -124,6 +124,13 @@ def test_kernels_race_with_nothing(rng, monkeypatch):
     assert races()
 
 
+@pytest.mark.parametrize(("rows", "columns", "band"), [(7, 3, 3), (6, 3, 3), (2, 5, 16), (1, 1, 8)])
+def test_bands_pass_every_block_once(rows, columns, band):
+    passed = [tuple(map(int, gpu_stream.in_bands(jnp.int32(i), rows, columns, band))) for i in range(rows * columns)]
+    assert sorted(passed) == [(row, column) for row in range(rows) for column in range(columns)]
+    assert {row for row, _ in passed[: band * columns]} == set(range(min(band, rows)))
+
+
 def test_what_is_not_taken():
     ids = jnp.zeros(100, jnp.int32)
     x, w = jnp.zeros((128, 64), jnp.bfloat16), jnp.zeros((2, 64, 64), jnp.bfloat16)
