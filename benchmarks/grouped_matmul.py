@@ -15,7 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import report
 
-from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_feed_forward, grouped_matmul, ungroup_rows
+from kernels_pallas.grouped_matmul import (
+    align_rows,
+    gpu,
+    group_rows,
+    grouped_feed_forward,
+    grouped_matmul,
+    ungroup_rows,
+)
 from mot_jax.training.host_memory import keep_freed_pages
 
 # shares of the groups: (T, K, N, shares)
@@ -67,15 +74,35 @@ def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) ->
     def swiglu(x, gate, up, down):
         return (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
 
+    grouped = {"grouped": None}  # arm -> implementation
+    if jax.default_backend() == "gpu" and not gpu.unsupported(layout, slots, up, down):
+        grouped["grouped, gpu kernels"] = "gpu"  # they have to be asked for
+
     # (function, arrays that are differentiated, what is not, cotangent); nothing is a constant of the program
     products = {
         "dense": (lambda x, w: x @ w, (x, up[0]), (), dy),
-        "grouped": (grouped_matmul, (slots, up), (layout,), group_rows(dy, layout)),
+        **{
+            arm: (
+                functools.partial(grouped_matmul, implementation=name),
+                (slots, up),
+                (layout,),
+                group_rows(dy, layout),
+            )
+            for arm, name in grouped.items()
+        },
         **{name: (function, (in_order, up), (sizes,), dy) for name, function in others()[0].items()},
     }
     layers = {
         "dense": (swiglu, (x, gate[0], up[0], down[0]), (), dx),
-        "grouped": (grouped_feed_forward, (slots, gate, up, down), (layout,), group_rows(dx, layout)),
+        **{
+            arm: (
+                functools.partial(grouped_feed_forward, implementation=name),
+                (slots, gate, up, down),
+                (layout,),
+                group_rows(dx, layout),
+            )
+            for arm, name in grouped.items()
+        },
     }
 
     def forward(function, arrays, others, _):

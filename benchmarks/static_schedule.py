@@ -2,10 +2,12 @@
 
 For each TPU: the cycles of a grid step in the final schedule, and the share of the matrix units' peak that they reach
 (that the memory traffic allows, where it takes longer than the schedule); the registers that a kernel spills; and the
-memory that the compiled call needs beside its arguments and results. For an H100: that it compiles, and that memory.
+memory that the compiled call needs beside its arguments and results. For an H100: that it compiles, and that memory,
+for the XLA path and for the kernels.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import tempfile
@@ -24,7 +26,7 @@ from kernels_pallas.schedule import dump_schedules, empty, read_schedules
 INNER, OUTER, GROUPS = 1024, 4096, 8
 
 
-def cases(rows: int) -> dict[str, tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]:
+def cases(rows: int, implementation: str | None = None) -> dict[str, tuple[Callable, tuple[jax.ShapeDtypeStruct, ...]]]:
     """Name -> (function, its arguments' shapes), bfloat16."""
 
     def shape(*sizes, dtype=jnp.bfloat16):
@@ -37,17 +39,22 @@ def cases(rows: int) -> dict[str, tuple[Callable, tuple[jax.ShapeDtypeStruct, ..
     slots = jax.eval_shape(layout, ids).num_slots
     x, y, up, down = shape(slots, INNER), shape(slots, OUTER), shape(GROUPS, INNER, OUTER), shape(GROUPS, OUTER, INNER)
 
+    matmul, swiglu, feed_forward = (
+        functools.partial(function, implementation=implementation)
+        for function in (grouped_matmul, grouped_swiglu, grouped_feed_forward)
+    )
+
     def gradient(ids, x, weights, dy):
-        return jax.vjp(lambda w: grouped_matmul(x, w, layout(ids)), weights)[1](dy)
+        return jax.vjp(lambda w: matmul(x, w, layout(ids)), weights)[1](dy)
 
     def layer(ids, x, gate, up, down, dy):
-        whole = jax.checkpoint(lambda *a: grouped_feed_forward(*a, layout(ids)))
+        whole = jax.checkpoint(lambda *a: feed_forward(*a, layout(ids)))
         return jax.vjp(whole, x, gate, up, down)[1](dy)
 
     return {
-        "forward": (lambda ids, x, w: grouped_matmul(x, w, layout(ids)), (ids, x, up)),
-        "transposed": (lambda ids, y, w: grouped_matmul(y, w, layout(ids), transpose_weights=True), (ids, y, up)),
-        "swiglu": (lambda ids, x, g, u: grouped_swiglu(x, g, u, layout(ids)), (ids, x, up, up)),
+        "forward": (lambda ids, x, w: matmul(x, w, layout(ids)), (ids, x, up)),
+        "transposed": (lambda ids, y, w: matmul(y, w, layout(ids), transpose_weights=True), (ids, y, up)),
+        "swiglu": (lambda ids, x, g, u: swiglu(x, g, u, layout(ids)), (ids, x, up, up)),
         "weight gradient": (gradient, (ids, x, up, y)),
         "feed-forward, rematerialised gradient": (layer, (ids, x, up, up, down, x)),
     }
@@ -60,7 +67,10 @@ def rows_for(target: str, dump: pathlib.Path, num_rows: int) -> list[dict]:
         label = f"{target} {name} (T={num_rows})"
         rows.append({"name": label, "metric": metric, "value": value, "unit": unit, "against": against, "ratio": ratio})
 
-    for name, (function, arguments) in cases(num_rows).items():
+    every = cases(num_rows)
+    if target == "h100":  # there the kernels have to be asked for
+        every |= {f"{name}, kernels": case for name, case in cases(num_rows, "gpu").items()}
+    for name, (function, arguments) in every.items():
         compiled, traced = compile_for(target, function, *arguments)
         if target in TPU_TOPOLOGIES and "rematerialised" not in name:
             (schedule,) = read_schedules(dump, traced)

@@ -7,10 +7,11 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_batching import sequential_vmap
 
-from kernels_pallas.grouped_matmul import tpu, xla
+from kernels_pallas.grouped_matmul import gpu, tpu, xla
 from kernels_pallas.grouped_matmul.layout import Layout
 
-KERNELS = {"tpu": tpu}  # by the platform they are for; XLA serves every platform
+KERNELS = {"gpu": gpu, "tpu": tpu}  # by name; XLA serves every platform
+DEFAULT = {"tpu": tpu}  # by platform; "gpu" has been compiled and interpreted, not run, so it has to be asked for
 
 
 def _run(name: str, implementation: str | None, layout: Layout, *arrays, **static):
@@ -19,14 +20,17 @@ def _run(name: str, implementation: str | None, layout: Layout, *arrays, **stati
     def of(backend):
         return functools.partial(getattr(backend, name), **static)
 
-    def of_kernels(platform):
+    def of_kernels(kernels):
         # A batch of calls is a loop of them: the kernels' own batching would leave their grid's semantics behind.
-        return sequential_vmap(of(KERNELS[platform]))
+        return sequential_vmap(of(kernels))
 
     if implementation is not None:
-        return (of(xla) if implementation == "xla" else of_kernels(implementation))(*arrays, layout)
-    able = [platform for platform, kernels in KERNELS.items() if not kernels.unsupported(layout, *arrays)]
-    own = {platform: of_kernels(platform) for platform in able}
+        return (of(xla) if implementation == "xla" else of_kernels(KERNELS[implementation]))(*arrays, layout)
+    own = {
+        platform: of_kernels(kernels)
+        for platform, kernels in DEFAULT.items()
+        if not kernels.unsupported(layout, *arrays)
+    }
     # Never by jax.devices(): the program may be compiled for a machine that is not there.
     return lax.platform_dependent(*arrays, layout, default=of(xla), **own)
 

@@ -1,5 +1,6 @@
 """Kernels through the real compilers of accelerators that are not there: schedules against floors, memory, refusals."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from kernels_pallas.ahead_of_time import compile_for, missing
+from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_feed_forward, ungroup_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Shares of the matrix units' peak. The v6e is judged where it is bound by compute: fewer rows are bound by memory.
@@ -59,11 +61,33 @@ def test_schedules_reach_their_floors(tmp_path, target, rows):
 
 
 @installed("h100")
-def test_the_xla_path_compiles_for_an_h100(tmp_path):
-    found = static_schedule(tmp_path, "h100", 8192)
-    activations = SLOTS_AT_MOST * 8192 * 4096 * 4 / 2**20
-    assert 0 < found["forward", "temporary memory"]["value"] < activations
-    assert found["feed-forward, rematerialised gradient", "temporary memory"]["value"] < 8 * activations
+def test_both_paths_compile_for_an_h100(tmp_path):
+    found = {case: row["value"] for (case, _), row in static_schedule(tmp_path, "h100", 8192).items()}  # MiB
+    activations = SLOTS_AT_MOST * 8192 * 4096 * 2 / 2**20
+    layer = "feed-forward, rematerialised gradient"
+    assert 0 < found["forward"] < 2 * activations
+    assert found[layer] < 16 * activations
+    for case in ("forward", "transposed", "swiglu", "weight gradient"):
+        assert found[f"{case}, kernels"] < 1
+    assert found[f"{layer}, kernels"] < 5 * activations
+
+
+@installed("h100")
+@pytest.mark.parametrize(("batch", "depth", "width"), [(1, 64, 1376), (3, 48, 80)])
+def test_the_h100_kernels_are_called(batch, depth, width):
+    def layer(ids, x, gate, up, down):
+        layout = align_rows(ids, 2, tile=128)
+        run = functools.partial(grouped_feed_forward, layout=layout, implementation="gpu")
+        y, pull = jax.vjp(lambda *a: ungroup_rows(run(group_rows(a[0], layout), *a[1:]), layout), x, gate, up, down)
+        return y, pull(y)
+
+    def shape(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((batch, *sizes), dtype)
+
+    up, down = shape(2, depth, width), shape(2, width, depth)
+    arguments = shape(500, dtype=jnp.int32), shape(500, depth), up, up, down
+    compiled, _ = compile_for("h100", jax.vmap(layer), *arguments)
+    assert compiled.as_text().count('custom_call_target="mosaic_gpu') == 7
 
 
 @installed("v5e")
