@@ -1,7 +1,8 @@
-"""A MoT training step against the dense step of equal FLOPs: `python benchmarks/step_time.py [--json FILE]`.
+"""Training steps of sparse models against the dense step: `python benchmarks/step_time.py [--json FILE]`.
 
-The default config, and two layers of the 94M preset with 8192 tokens of text and image in three mixes. Half of the
-default's tokens are text, the others image and speech. Both arms see the same batch.
+MoT and MoMa (four experts a modality) have the dense model's FLOPs; MoMa with mixture-of-depths has fewer, and a row
+beside its time says by how much. The default config, and two layers of the 94M preset with 8192 tokens of text and
+image in three mixes. Half of the default's tokens are text, the others image and speech. All arms see the same batch.
 """
 
 import argparse
@@ -12,16 +13,26 @@ import numpy as np
 import report
 
 from mot_jax.batch import Batch
-from mot_jax.config import Data, Model, Optimizer, Parallel, Run, resolve
+from mot_jax.config import Block, Data, Model, Optimizer, Parallel, Run, resolve
+from mot_jax.config_experts import Depth, ExpertChoice
 from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh
+from mot_jax.training.flops import train_flops_per_token
 from mot_jax.training.host_memory import keep_freed_pages
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.state import init_state
 from mot_jax.training.step import make_train_step
 from mot_jax.vocabulary import Vocabulary, build_vocabulary
 
-ALL = ("attention", "feed_forward", "norm")
+MOMA = {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=4)}
+ARMS = {  # what each changes of the dense model
+    "dense": lambda model: model,
+    "MoT": lambda model: dataclasses.replace(model, untied=("attention", "feed_forward", "norm")),
+    "MoMa": lambda model: dataclasses.replace(model, **MOMA),
+    "MoD+MoMa": lambda model: dataclasses.replace(
+        model, **MOMA, plan=((model.num_layers // 2, (Block(depth=Depth()), Block())),)
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +51,9 @@ def settings() -> dict[str, Setting]:
     rows, length = default.data.global_batch_size, default.data.sequence_length
     layers = Model(dim=512, num_layers=2, num_heads=8)
     return {
-        f"default config (D=128, L=4, T={rows * length})": Setting(default.model, rows, length, (0.5, 0.3, 0.2), 60),
+        f"default config (D=128, L=4, T={rows * length})": Setting(
+            dataclasses.replace(default.model, untied=()), rows, length, (0.5, 0.3, 0.2), 60
+        ),
         **{
             f"94M layers (D=512, L=2 of 8, T=8192, {text:.0%} text)": Setting(layers, 8, 1024, (text, 1 - text), 6)
             for text in (0.5, 0.9, 1.0)
@@ -62,16 +75,17 @@ def packed_batch(vocabulary: Vocabulary, rows: int, length: int, shares: tuple[f
     return Batch(tokens, modality, ones, ones, positions, np.roll(tokens, -1, 1), ones.astype(np.float32))
 
 
-def steps(setting: Setting):
-    """The dense and the MoT step of a setting, each as a call that runs one."""
+def steps(setting: Setting, arms=ARMS):
+    """The step of every arm, each as a call that runs one, and the FLOPs of each step."""
     others = [("image", 256, 16), ("speech", 200, None)][: len(setting.shares) - 1]
     vocabulary = build_vocabulary(1024, others)
     batch = packed_batch(vocabulary, setting.rows, setting.length, setting.shares)
     mesh = make_mesh(Parallel(), jax.devices()[:1])
     tx, _ = make_optimizer(Optimizer(), 1000)
-    calls = {}
-    for arm, untied in (("dense", ()), ("mot", ALL)):
-        model = resolve(dataclasses.replace(setting.model, untied=untied), vocabulary.names, vocabulary.size)
+    calls, flops = {}, {}
+    for arm in arms:
+        model = resolve(ARMS[arm](setting.model), vocabulary.names, vocabulary.size)
+        flops[arm] = train_flops_per_token(model, setting.length) * setting.rows * setting.length
         run = Run(model=model, data=Data(global_batch_size=setting.rows, sequence_length=setting.length))
         step = make_train_step(run, vocabulary, mesh, tx)
         states = [init_state(model, tx, mesh, 0)]
@@ -81,7 +95,7 @@ def steps(setting: Setting):
             return metrics
 
         calls[arm] = call
-    return calls
+    return calls, flops
 
 
 def main() -> None:
@@ -91,8 +105,12 @@ def main() -> None:
     keep_freed_pages()  # as train.py does
     rows = []
     for name, setting in settings().items():
-        seconds = report.alternate(steps(setting), setting.repeats)
+        calls, flops = steps(setting)
+        seconds = report.alternate(calls, setting.repeats)
         rows += [report.row(f"{arm}: {name}", seconds[arm], "dense", seconds["dense"]) for arm in seconds]
+        measured = report.row(f"MoD+MoMa: {name}", seconds["MoD+MoMa"], "MoMa", seconds["MoMa"])
+        counted = {"metric": "FLOPs", "value": flops["MoD+MoMa"] / 1e9, "unit": "GFLOP"}
+        rows += [measured, {**measured, **counted, "ratio": flops["MoD+MoMa"] / flops["MoMa"]}]
     report.show("training step, optimizer included", rows, args.json)
 
 

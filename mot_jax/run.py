@@ -120,7 +120,7 @@ class LoadedRun:
           UserError: an unknown modality, a value its codec cannot take, a prompt that leaves no room in
             `Data.sequence_length`, a setting out of its range, or a model that needs auxiliary routers for this.
         """
-        check_causal(self.config.model, "generate", self.directory)
+        check_causal(self.config.model, self.directory)
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
         given = {name: value for name, value in given.items() if value is not None}
         sample = dataclasses.replace(self.config.sample, **given)

@@ -19,7 +19,7 @@ from mot_jax.evaluation.losses import HeldOutLoss, evaluation_mesh, heldout_loss
 from mot_jax.evaluation.pictures import sample_picture
 from mot_jax.evaluation.report import print_losses, print_scores
 from mot_jax.evaluation.tasks import Accuracy, Scores, TaskContext, find_task
-from mot_jax.generation.auxiliary import check_causal
+from mot_jax.generation.auxiliary import cannot_generate
 from mot_jax.training.progress import preparation, say
 
 SPLIT = "validation"
@@ -51,9 +51,10 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
     mot_jax.run.check_sample(run.sample)
     tasks = {name: find_task(name) for name in run.eval.tasks}
     loaded = mot_jax.run.load(run_dir, step)
-    model = loaded.config.model
-    if tasks:
-        check_causal(model, f"Eval.tasks: {', '.join(tasks)}", run_dir)
+    model, draws = loaded.config.model, True
+    if reason := cannot_generate(model, run_dir):
+        say(console, f"no tasks and no pictures: {reason}")
+        tasks, draws = {}, False
     with preparation(console) as report:
         dataset = open_dataset(ensure_dataset(run.data, report), verify=run.data.verify)
     check_same_data(read_manifest(run_dir / "artifacts"), dataset)
@@ -80,7 +81,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
         with console.status(f"task {name}"):
             scores[name] = task(TaskContext(loaded, dataset, run.eval, run.sample, pictures))
         print_scores(console, name, scores[name])
-    if pictures is not None and (model.auxiliary_routers or not sees_future(model)):
+    if pictures is not None and draws:
         with console.status("sample picture"):
             sample_picture(
                 run.model,

@@ -127,7 +127,7 @@ def generate_tokens(
       DataError: no such modality, or a prompt that leaves no room.
       UserError: the model needs auxiliary routers for this and has none.
     """
-    check_causal(model, "generate")
+    check_causal(model)
     if not len(prompts):
         return []
     max_tokens = sample.max_tokens if max_tokens is None else max_tokens

@@ -22,6 +22,7 @@ from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
 from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream
 from mot_jax.data.prefetch import Prefetch
 from mot_jax.errors import ConfigError, nearest
+from mot_jax.generation.auxiliary import cannot_generate
 from mot_jax.nn import count
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training import run_directory
@@ -110,7 +111,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             board=board,
             progress=progress,
             evaluates=evaluates,
-            draws=evaluates and drawing and _can_generate(run, note),
+            draws=evaluates and drawing and _can_generate(run, directory, note),
         )
         loop = Loop(job, batches, start)
         began = time.perf_counter()
@@ -179,11 +180,11 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     return held_out, drawing
 
 
-def _can_generate(run: Run, note: Callable[[str], None]) -> bool:
-    able = run.model.auxiliary_routers or not config.sees_future(run.model)
-    if run.train.sample_every and not able:
-        note("no sample pictures: routers compare a token with later ones here, and there are no auxiliary routers")
-    return able
+def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) -> bool:
+    reason = cannot_generate(run.model, directory)
+    if reason and run.train.sample_every:
+        note(f"no sample pictures: {reason}")
+    return reason is None
 
 
 def _introduce(run: Run, directory: epath.Path, resumed: int | None, note: Callable[[str], None]) -> None:
