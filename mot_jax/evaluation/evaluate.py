@@ -51,10 +51,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
     mot_jax.run.check_sample(run.sample)
     tasks = {name: find_task(name) for name in run.eval.tasks}
     loaded = mot_jax.run.load(run_dir, step)
-    model, draws = loaded.config.model, True
-    if reason := cannot_generate(model, run_dir):
-        say(console, f"no tasks and no pictures: {reason}")
-        tasks, draws = {}, False
+    model = loaded.config.model
     with preparation(console) as report:
         dataset = open_dataset(ensure_dataset(run.data, report), verify=run.data.verify)
     check_same_data(read_manifest(run_dir / "artifacts"), dataset)
@@ -63,6 +60,9 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
     if importlib.util.find_spec("matplotlib") is None:
         pictures = None
         say(console, "no pictures: they need matplotlib (pip install 'mot_jax[logging]')")
+    if reason := cannot_generate(model, run_dir):
+        tasks, pictures = {}, None
+        say(console, f"no tasks and no pictures: {reason}")
 
     with console.status("losses on the validation split"):
         mesh = evaluation_mesh(run)
@@ -81,7 +81,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
         with console.status(f"task {name}"):
             scores[name] = task(TaskContext(loaded, dataset, run.eval, run.sample, pictures))
         print_scores(console, name, scores[name])
-    if pictures is not None and draws:
+    if pictures is not None:
         with console.status("sample picture"):
             sample_picture(
                 run.model,

@@ -26,6 +26,7 @@ def draw_routers(lines: Sequence[dict], path: epath.PathLike) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    found = {pool: found[pool] for pool in sorted(found, key=lambda pool: pool == "depth")}  # depth last
     shown = [metric for metric in CURVES if any(metric in metrics for metrics in found.values())]
     figure = Figure(figsize=(3.6 * len(found) + 0.8, 2.3 * (1 + len(shown))), layout="constrained")
     FigureCanvasAgg(figure)
@@ -42,7 +43,7 @@ def draw_routers(lines: Sequence[dict], path: epath.PathLike) -> None:
                 continue
             axes.set(title=metric, xlabel="step" if row == len(shown) else None, ylim=(0, 1.02))
             axes.grid(alpha=0.3)
-            if row == 1:
+            if row == 1 + min(shown.index(m) for m in metrics if m in shown):
                 axes.legend(fontsize=7)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=100)
@@ -61,10 +62,18 @@ def _draw_shares(axes, lines: Sequence[dict], pool: str, metrics: dict[str, list
     for layer in layers:
         latest = [_values(lines, f"{ROUTER}{layer}/{pool}/{expert}")[1] for expert in experts]
         shares.append([values[-1] if values else 0.0 for values in latest])
-    axes.imshow(shares, vmin=0, aspect="auto", cmap="Blues")
+    axes.imshow(shares, vmin=0, vmax=1, aspect="auto", cmap="Blues")
     for row, values in enumerate(shares):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            axes.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 0.6 else "black",
+            )
     axes.set(xlabel="expert", ylabel="layer", xticks=range(len(experts)), yticks=range(len(layers)))
     axes.set_yticklabels([str(layer) for layer in layers])
 
