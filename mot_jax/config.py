@@ -293,9 +293,16 @@ def expert_dim(model: Model, block: Block) -> int:
 
 
 def selects(model: Model) -> bool:
-    """Whether what routers do to a token depends on the others of its block of rows."""
+    """Whether routers compare the tokens of a block of rows, to choose among them or to balance experts over them."""
+
+    def compares(kind: FeedForward) -> bool:
+        if isinstance(kind, TokenChoice):
+            return kind.capacity is not None or kind.balance_loss > 0 or kind.z_loss > 0
+        return isinstance(kind, ExpertChoice)
+
     return any(
-        block.depth is not None or any(isinstance(p.kind, ExpertChoice | TokenChoice) for p in pools(model, block))
+        (block.depth is not None and block.depth.selection == "batch")
+        or any(compares(pool.kind) for pool in pools(model, block))
         for block in expand(model)
     )
 
@@ -358,7 +365,7 @@ def check_model(model: Model) -> None:
 
 
 def _check_experts(model: Model, block: Block) -> None:
-    given, name = block.feed_forward, "feed_forward"
+    given, name = block.feed_forward, "Model.feed_forward"
     for modality, kind in given.items() if isinstance(given, Mapping) else (("", given),):
         check_feed_forward(f"{name}[{modality!r}]" if modality else name, kind)
     if isinstance(given, Mapping) and "feed_forward" not in block.untied:

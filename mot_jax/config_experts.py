@@ -2,9 +2,12 @@
 
 import dataclasses
 import fractions
+import math
 from typing import Literal
 
 from mot_jax.errors import ConfigError
+
+LEAST_SHARE = 0.001  # shares are taken to thousandths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,7 @@ class Depth:
 
     They are weighed by sigmoid(x router), and what skips the layer stays as it is. It sees future tokens: generation
     needs the auxiliary routers. `batch` selects among all rows of a block (arXiv 2407.21770, section 2.3) and then
-    attends over them laid end to end; it is there for comparison.
+    attends over them laid end to end, which costs as many times more as there are rows; it is there for comparison.
     """
 
     capacity: float = 0.25
@@ -125,23 +128,25 @@ def check_feed_forward(name: str, kind: FeedForward) -> None:
     if not hasattr(kind, "experts"):
         return
     _least(f"{where}.experts", kind.experts, 1)
-    if isinstance(kind, ExpertChoice) and not 0 < kind.capacity <= kind.experts:
+    if isinstance(kind, ExpertChoice) and not LEAST_SHARE <= kind.capacity <= kind.experts:
         raise ConfigError(
-            f"{where}.capacity: expected more than 0 and at most {kind.experts} (its experts), got {kind.capacity}"
+            f"{where}.capacity: expected {LEAST_SHARE} to {kind.experts} (its experts), got {kind.capacity}"
         )
     if isinstance(kind, TokenChoice | AverageKey) and not 1 <= kind.top_k <= kind.experts:
         raise ConfigError(f"{where}.top_k: expected 1 to {kind.experts} (its experts), got {kind.top_k}")
     if isinstance(kind, TokenChoice):
         for field in ("shared", "balance_loss", "z_loss"):
             _least(f"{where}.{field}", getattr(kind, field), 0)
-        if kind.capacity is not None and not kind.capacity > 0:
-            raise ConfigError(f"{where}.capacity: expected more than 0, or None to drop no token, got {kind.capacity}")
+        if kind.capacity is not None and not LEAST_SHARE <= kind.capacity < math.inf:
+            raise ConfigError(
+                f"{where}.capacity: expected {LEAST_SHARE} or more, or None to drop no token, got {kind.capacity}"
+            )
 
 
 def check_depth(name: str, depth: Depth) -> None:
     """Raises ConfigError for a share that is none."""
-    if not 0 < depth.capacity <= 1:
-        raise ConfigError(f"{name}: Depth.capacity: expected more than 0 and at most 1, got {depth.capacity}")
+    if not LEAST_SHARE <= depth.capacity <= 1:
+        raise ConfigError(f"{name}: Depth.capacity: expected {LEAST_SHARE} to 1, got {depth.capacity}")
 
 
 def _least(name: str, value: int | float | None, least: int) -> None:

@@ -7,6 +7,7 @@ import gin
 import pytest
 
 from mot_jax.config import Block, Data, Digits, FrozenMapping, Model, RopeScaling, Run, Source
+from mot_jax.config_experts import FeedForward
 from mot_jax.config_text import differences, run_text
 from mot_jax.errors import ConfigError
 from mot_jax.gin_config import configs_directory, find_config, load_run
@@ -157,7 +158,7 @@ def test_gin_itself_reads_the_operative_config_alike():
     )
     nested = [type(getattr(run, field.name)) for field in dataclasses.fields(Run)]
     with gin.config.interactive_mode():
-        for cls in (Run, Block, Digits, *nested):
+        for cls in (Run, Block, Digits, FeedForward, *nested):
             gin.external_configurable(cls, module="differential")
         try:
             gin.parse_config(text)

@@ -19,7 +19,7 @@ from mot_jax.nn.context import Context
 from mot_jax.nn.parameters import use, weight
 from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave
-from mot_jax.parallel.collectives import sum_over
+from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.routing import expert_choice, token_choice
 from mot_jax.routing.assignment import Assignment, Tokens, overlay
 
@@ -84,8 +84,8 @@ class Experts(nnx.Module):
             elif isinstance(kind, TokenChoice):
                 assigned = token_choice.assign(own, kind, limited=not context.causal)
             elif isinstance(kind, AverageKey):
-                keys = jnp.mean(gate[pool.first : pool.first + kind.experts].astype(jnp.float32), axis=-1)
-                own = in_blocks(leave(rows, _float32_product(x, jax.lax.stop_gradient(keys).T)))
+                keys = _average_keys(gate[pool.first : pool.first + kind.experts])
+                own = in_blocks(leave(rows, _float32_product(x, keys.T)))
                 assigned = token_choice.assign_unweighted(Tokens(own, mine, pool.first), kind.top_k)
             else:
                 experts = kind.experts if isinstance(kind, HashExperts) else 1
@@ -96,6 +96,12 @@ class Experts(nnx.Module):
 
     def _scores(self, x: Float[Array, "P D"]) -> Float[Array, "P E"]:
         return _float32_product(x, self.router[...])
+
+
+def _average_keys(gate: Float[Array, "E D F"]) -> Float[Array, "E D"]:
+    """The mean of each expert's gate columns, those on other devices included; carries no gradient."""
+    keys = jnp.mean(jax.lax.stop_gradient(gate).astype(jnp.float32), axis=-1)
+    return sum_over(keys, "tensor") / axis_size("tensor")
 
 
 def _float32_product(x, weights):

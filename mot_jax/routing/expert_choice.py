@@ -20,7 +20,8 @@ def take_tokens(tokens: Tokens, share: Fraction) -> Bool[Array, "R L E"]:
 
 def share_of(count: Int[Array, "..."], share: Fraction) -> Int[Array, "..."]:
     """floor(count * share), exactly."""
-    return count * share.numerator // share.denominator
+    whole, rest = count // share.denominator, count % share.denominator  # apart: their product could overflow
+    return whole * share.numerator + rest * share.numerator // share.denominator
 
 
 def assign(tokens: Tokens, members: Bool[Array, "R L E"]) -> Assignment:

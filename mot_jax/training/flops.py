@@ -1,7 +1,7 @@
 """Counting the floating-point operations of training a model."""
 
 from mot_jax.config import Block, Model, expand, expert_dim, heads, pools
-from mot_jax.config_experts import ExpertChoice, TokenChoice
+from mot_jax.config_experts import AverageKey, ExpertChoice, TokenChoice
 
 # Dense bfloat16 operations per second of one device, by the start of `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {
@@ -39,9 +39,9 @@ def _layer(model: Model, block: Block, sequence_length: int) -> float:
     scores = 2 * num_heads * head_dim * through * sequence_length / 2
     owned = pools(model, block)
     experts = float(max(pool.kind.active for pool in owned)) * 3 * model.dim * expert_dim(model, block)
-    learned = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice))
+    scored = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice | AverageKey))
     depth_router = model.dim if block.depth else 0
-    return through * (projections + scores + experts + model.dim * learned) + depth_router
+    return through * (projections + scores + experts + model.dim * scored) + depth_router
 
 
 def train_flops_per_token(model: Model, sequence_length: int) -> float:

@@ -42,7 +42,7 @@ def upcycled(dataset_directory, source, tmp_path, *changes):
 
 
 def test_every_expert_is_its_modality_s_feed_forward(one_each, dataset_directory, tmp_path):
-    model, params = upcycled(dataset_directory, one_each, tmp_path)
+    _, params = upcycled(dataset_directory, one_each, tmp_path)
     before = last_params(one_each, resolved(one_each))
     for name in ("gate", "up", "down"):
         source = np.asarray(before["layers"]["0"]["feed_forward"][name])
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_named(one_each, dataset_directory, tmp_path):
     mixed = ("Model.feed_forward = @ExpertChoice()", "ExpertChoice.experts = 4", "Model.selection_groups = 8")
     with pytest.raises(CheckpointError, match=r"feed_forward/\w+ has shape \(2, .* expected \(4, .*\) or \(\d+, \d+\)"):
         start(dataset_directory, tmp_path / "a", *mixed, f"Train.init_from = '{one_each}'")
-    with pytest.raises(UserError, match="Train.keep_data: expected Train.init_from"):
+    with pytest.raises(UserError, match=r"Train\.keep_data: expected Train\.init_from"):
         start(dataset_directory, tmp_path / "b", "Train.keep_data = True")
 
 
@@ -138,5 +138,5 @@ def test_auxiliary_routers_are_trained_alone_and_make_a_run_generate(one_each, d
 
 
 def test_only_without_auxiliary_routers_is_refused(dataset_directory, tmp_path):
-    with pytest.raises(UserError, match="Train.only"):
+    with pytest.raises(UserError, match=r"Train\.only"):
         start(dataset_directory, tmp_path / "run", "Train.only = 'auxiliary_routers'")
