@@ -8,12 +8,15 @@ import pytest
 from kernels_pallas.grouped_matmul import (
     align_rows,
     group_of_slot,
+    group_pairs,
     group_rows,
     ungroup_rows,
 )
 from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
 
-aligned = jax.jit(align_rows, static_argnums=1, static_argnames="tile")  # one compile for many small operations
+aligned = jax.jit(
+    align_rows, static_argnums=1, static_argnames=("tile", "max_pairs")
+)  # one compile for many small operations
 
 
 def random_layout(rng, rows=103, groups=4, tile=8):
@@ -87,6 +90,32 @@ def test_the_gradient_of_moving_rows_is_the_transpose_and_no_scatter(rng):
     for function, argument in ((group_rows, x), (ungroup_rows, y)):
         jaxpr = jax.make_jaxpr(jax.grad(lambda a, f=function: jnp.sum(f(a, layout) ** 2)))(argument)
         assert "scatter" not in str(jaxpr)
+
+
+def test_a_row_of_several_groups_is_copied_to_each_and_their_results_added(rng):
+    rows, groups, ways = 61, 5, 3
+    ids = np.stack([rng.permutation(groups)[:ways] for _ in range(rows)]).astype(np.int32)
+    ids[rng.random(ids.shape) < 0.4] = -1
+    layout = aligned(jnp.asarray(ids), groups, tile=8, max_pairs=int((ids >= 0).sum()))
+    assert layout.num_slots < aligned(jnp.asarray(ids), groups, tile=8).num_slots
+    x = jnp.asarray(rng.normal(size=(rows, 4)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=ids.shape), jnp.float32)
+    scale = jnp.arange(1.0, groups + 1)
+    scale_of_slot = scale[group_of_slot(layout)]
+
+    def mix(x, weights):
+        y = group_rows(x, layout) * scale_of_slot[:, None]
+        return ungroup_rows(y * group_pairs(weights, layout)[:, None], layout)
+
+    def plain(x, weights):
+        factor = jnp.where(ids >= 0, weights * scale[ids], 0)
+        return x * factor.sum(1, keepdims=True)
+
+    np.testing.assert_allclose(mix(x, weights), plain(x, weights), rtol=1e-5, atol=1e-5)
+    dy = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+    for a, b in zip(jax.vjp(mix, x, weights)[1](dy), jax.vjp(plain, x, weights)[1](dy), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert "scatter" not in str(jax.make_jaxpr(jax.grad(lambda x: mix(x, weights).sum()))(x))
 
 
 @pytest.mark.parametrize(
