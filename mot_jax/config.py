@@ -67,7 +67,7 @@ class Model:
     groups: Mapping[str, str] = FrozenMapping()  # modality -> the modality whose weights it shares
     owner: Literal["modality", "hash"] = "modality"  # hash: as many groups, by a hash of the token's id; a control
     selection_groups: int = 1  # blocks of rows of a microbatch inside which experts and depth select their tokens
-    auxiliary_routers: bool = False  # what expert choice and depth need to generate; trained in a second stage
+    auxiliary_routers: bool = False  # what expert choice and depth need to generate; usually a second stage
     norm: Literal["rms", "layer"] = "rms"
     norm_order: Literal["pre", "post"] = "post"
     norm_epsilon: float = 1e-5
@@ -78,7 +78,7 @@ class Model:
     tied_head: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # compute; auto: bfloat16 on accelerators
     remat: Literal["none", "dots", "full"] = "none"
-    scan_layers: bool = False
+    scan_layers: bool = False  # compiles one body for each run of equal blocks that follow one another
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,6 +325,8 @@ def resolve(model: Model, modalities: tuple[str, ...], vocab_size: int) -> Model
         raise ConfigError(f"Model.modalities: {model.modalities} differ from the data's {modalities}")
     if model.vocab_size is not None and model.vocab_size < vocab_size:
         raise ConfigError(f"Model.vocab_size: {model.vocab_size} is less than the data's {vocab_size} token ids")
+    if odd := [name for name in modalities if "/" in name]:
+        raise ConfigError(f"modality {odd[0]!r}: expected a name without '/', which parts the names of metrics")
     resolved = dataclasses.replace(
         model, modalities=modalities, vocab_size=model.vocab_size or -(-vocab_size // 128) * 128
     )
@@ -432,8 +434,11 @@ def check_run(run: Run) -> None:
     for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")
-    if run.train.only == "auxiliary_routers" and not run.model.auxiliary_routers:
-        raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
+    if run.train.only == "auxiliary_routers":
+        if not run.model.auxiliary_routers:
+            raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
+        if run.train.init_from is None:
+            raise ConfigError("Train.only: expected Train.init_from, the run whose parameters stay as they are")
     if run.train.keep_data and run.train.init_from is None:
         raise ConfigError("Train.keep_data: expected Train.init_from, the run whose documents to go on in")
     rows = run.data.global_batch_size

@@ -135,6 +135,11 @@ def check_feed_forward(name: str, kind: FeedForward) -> None:
     if isinstance(kind, TokenChoice | AverageKey) and not 1 <= kind.top_k <= kind.experts:
         raise ConfigError(f"{where}.top_k: expected 1 to {kind.experts} (its experts), got {kind.top_k}")
     if isinstance(kind, TokenChoice):
+        if kind.top_k == 1 and kind.softmax == "after" and kind.experts > 1:
+            raise ConfigError(
+                f'{where}.softmax: with top_k = 1 the softmax "after" the choice is always 1, and the router learns '
+                'nothing from it; expected "before"'
+            )
         for field in ("shared", "balance_loss", "z_loss"):
             _least(f"{where}.{field}", getattr(kind, field), 0)
         if kind.capacity is not None and not LEAST_SHARE <= kind.capacity < math.inf:

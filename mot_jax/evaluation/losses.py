@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mot_jax.batch import Batch
-from mot_jax.config import Parallel, Run, selects
+from mot_jax.config import Parallel, Run, sees_future
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.collectives import BATCH_AXES
 from mot_jax.parallel.mesh import make_mesh
@@ -39,7 +39,9 @@ def evaluation_mesh(run: Run) -> Mesh:
     except ConfigError:
         return make_mesh(Parallel(), jax.devices()[:1])
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    split = run.data.global_batch_size % parts or (selects(run.model) and run.model.selection_groups % parts)
+    split = run.data.global_batch_size % parts or (
+        sees_future(run.model) and run.model.selection_groups * run.train.accumulation % parts
+    )
     return make_mesh(Parallel(), jax.devices()[:1]) if split else mesh
 
 

@@ -1,6 +1,7 @@
 """Auxiliary routers: a causal guess at what expert choice and depth would select (arXiv 2407.21770, section 2.4)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,9 @@ class AuxiliaryRouter(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... pools E"]:
         # Trained alone: nothing of it reaches what feeds it.
         x = jax.lax.stop_gradient(x).astype(jnp.float32)
-        hidden = jax.nn.silu(jnp.einsum("...d,mdh->...mh", x, self.inward[...]))
-        return jnp.einsum("...mh,mhe->...me", hidden, self.outward[...])
+        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+        hidden = jax.nn.silu(product("...d,mdh->...mh", x, self.inward[...]))
+        return product("...mh,mhe->...me", hidden, self.outward[...])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,22 +40,22 @@ class Block(nnx.Module):
         if hasattr(self, "depth"):
             added, report = self.depth(x, rows, context, self._added)
             return x + added, report
-        x, more, report = self._parts(x, rows, context)
-        return x + more, report
+        attended, more, report = self._parts(x, rows, context)
+        return x + attended + more, report
 
     def _added(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
         attended, more, report = self._parts(x, rows, context)
-        return (attended - x) + more, report
+        return attended + more, report
 
     def _parts(self, x, rows: Rows, context: Context):
-        """x with attention's part added, the feed-forward's part, and its report."""
+        """What attention adds, what the feed-forward adds, and its report."""
         if self.norm_order == "pre":
-            x = x + self.attention(self.attention_norm(x, rows), rows, context)
-            more, report = self._feed_forward(self.feed_forward_norm(x, rows), rows, context)
-            return x, more, report
-        x = x + self.attention_norm(self.attention(x, rows, context), rows)
-        more, report = self._feed_forward(x, rows, context)
-        return x, self.feed_forward_norm(more, rows), report
+            attended = self.attention(self.attention_norm(x, rows), rows, context)
+            more, report = self._feed_forward(self.feed_forward_norm(x + attended, rows), rows, context)
+            return attended, more, report
+        attended = self.attention_norm(self.attention(x, rows, context), rows)
+        more, report = self._feed_forward(x + attended, rows, context)
+        return attended, self.feed_forward_norm(more, rows), report
 
     def _feed_forward(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
         if isinstance(self.feed_forward, Experts):

@@ -117,6 +117,8 @@ def _expert_choice(pool: Pool, tokens: Tokens, guess: Array | None, context: Con
     kind: ExpertChoice = pool.kind
     counted = jnp.broadcast_to(tokens.mine[..., None], tokens.scores.shape)
     if context.causal:
+        if guess is None:
+            raise ValueError("causal: experts that choose their tokens need auxiliary routers, and the model has none")
         return expert_choice.assign(tokens, (guess > 0) & counted), report.nothing()
     if kind.noise and context.noise is not None:
         key = jax.random.fold_in(jax.random.fold_in(context.noise.key, context.index), pool.first)
@@ -143,9 +145,11 @@ def _statistics(pool: Pool, assigned: Assignment, mine: Array) -> report.Metrics
     metrics = {f"expert_{i}": (taken[i], count) for i in range(pool.kind.stored)}
     metrics["unserved"] = (jnp.sum(mine & ~jnp.any(given, axis=-1), dtype=jnp.float32), count)
     metrics["gate"] = (jnp.sum(assigned.weights * given), pairs)
-    # 1 where all experts take equally many, 1 / E where one takes all.
-    even = jnp.sum(taken) ** 2 / jnp.maximum(pool.kind.stored * jnp.sum(taken**2), 1.0)
-    metrics["balance"] = (even, jnp.minimum(count, 1.0))
+    # Of each block: 1 where all experts take equally many, 1 / E where one takes all. Shared ones take every token.
+    routed = jnp.sum(assigned.experts[..., None] == numbers[: pool.kind.experts], axis=(1, 2), dtype=jnp.float32)
+    total = jnp.sum(routed, axis=1)
+    even = total**2 / jnp.maximum(pool.kind.experts * jnp.sum(routed**2, axis=1), 1.0)
+    metrics["balance"] = (jnp.sum(even), jnp.sum(total > 0, dtype=jnp.float32))
     if isinstance(pool.kind, TokenChoice):
         asked = count * (pool.kind.top_k + pool.kind.shared)
         metrics["dropped"] = (asked - pairs, asked)

@@ -22,9 +22,9 @@ def assign(tokens: Tokens, kind: TokenChoice, *, limited: bool = True) -> Assign
         weights = jnp.take_along_axis(every, chosen, axis=-1)
     count = jnp.sum(tokens.mine, axis=1, dtype=jnp.int32)
     onehot = jax.nn.one_hot(chosen, kind.experts, dtype=jnp.float32) * tokens.mine[..., None, None]  # [R, L, k, E]
-    used = _mean_over(jnp.einsum("rlk,rlke->rle", weights, onehot), count)
-    if kind.top_k == 1 and kind.softmax == "before":
-        used = _mean_over(onehot[:, :, 0], count)  # Switch counts the tokens that went to an expert
+    # Soft shares as BTX has them (arXiv 2403.07816, section 3.2), or hard ones as Switch and DeepSeekMoE.
+    shares = weights if kind.softmax == "after" else jnp.full(weights.shape, 1 / kind.top_k, jnp.float32)
+    used = _mean_over(jnp.einsum("rlk,rlke->rle", shares, onehot), count)
     offered = _mean_over(every * tokens.mine[..., None], count)
     loss = kind.balance_loss * kind.experts * jnp.sum(used * offered)
     if kind.z_loss:
@@ -44,8 +44,8 @@ def assign(tokens: Tokens, kind: TokenChoice, *, limited: bool = True) -> Assign
 
 
 def assign_unweighted(tokens: Tokens, top_k: int) -> Assignment:
-    """The `top_k` experts by score, each with weight 1; the scores get no gradient."""
-    _, chosen = _best(jax.lax.stop_gradient(tokens.scores), top_k)
+    """The `top_k` experts by score, each with weight 1."""
+    _, chosen = _best(tokens.scores, top_k)
     return Assignment(
         experts=jnp.where(tokens.mine[..., None], tokens.first + chosen, -1),
         weights=jnp.ones(chosen.shape, jnp.float32),

@@ -9,6 +9,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mot_jax.config import Model, Pool, expand, pools
+from mot_jax.config_experts import AverageKey
 from mot_jax.errors import CheckpointError
 from mot_jax.nn import transformer
 from mot_jax.training.checkpoint import Checkpoints
@@ -16,7 +17,7 @@ from mot_jax.training.checksum import path_name
 from mot_jax.training.run_directory import CHECKPOINTS
 from mot_jax.training.state import parameter_shardings
 
-ROUTERS = ("router", "auxiliary", "depth")  # in a parameter's path
+ROUTERS = ("router", "auxiliary")  # in a parameter's path
 
 
 def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, int, dict, dict]:
@@ -78,6 +79,8 @@ def _stored_form(
         forms.append(leaf.shape[1:])
     if axes[0] == "expert":
         forms.append((len(_pools(model, path)), *leaf.shape[1:]))
+    if axes[0] == "expert" and any(isinstance(pool.kind, AverageKey) for pool in _pools(model, path)):
+        raise CheckpointError(f"{where}: copies of {name} would have equal average keys, and most never a token")
     if shape not in forms:
         raise CheckpointError(f"{where}: parameter {name} has shape {shape}, expected {' or '.join(map(str, forms))}")
     spec = sharding.spec[1:] if len(shape) < len(leaf.shape) else sharding.spec

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from mot_jax.nn.depth import POOL
 from mot_jax.objectives.next_token import ROUTER
 from mot_jax.training.curves import curve
 
@@ -26,7 +27,7 @@ def draw_routers(lines: Sequence[dict], path: epath.PathLike) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = {pool: found[pool] for pool in sorted(found, key=lambda pool: pool == "depth")}  # depth last
+    found = {pool: found[pool] for pool in sorted(found, key=lambda pool: pool == POOL)}  # depth last
     shown = [metric for metric in CURVES if any(metric in metrics for metrics in found.values())]
     figure = Figure(figsize=(3.6 * len(found) + 0.8, 2.3 * (1 + len(shown))), layout="constrained")
     FigureCanvasAgg(figure)

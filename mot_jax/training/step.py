@@ -1,5 +1,6 @@
 """One optimizer step: loss and gradient in a fully manual shard_map, the update on sharded arrays around it."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -35,7 +36,9 @@ def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step
     """
     model, train = run.model, run.train
     blocks = model.selection_groups * train.accumulation * axis_size("tensor")
-    key = jax.random.fold_in(jax.random.key(train.seed), step) if _has_noise(model) else None
+    # Auxiliary routers learn what is selected without noise.
+    noisy = train.only is None and _has_noise(model)
+    key = jax.random.fold_in(jax.random.key(train.seed), step) if noisy else None
     count = jnp.maximum(sum_over(target_count(batch), BATCH_AXES), 1.0) * axis_size("tensor")
 
     def objective(params, microbatch, number):
@@ -51,7 +54,7 @@ def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step
         )
         if train.only == "auxiliary_routers":
             return routing.auxiliary / count, metrics
-        return total / count + routing.balance / blocks, metrics
+        return (total + routing.auxiliary) / count + routing.balance / blocks, metrics
 
     one = jax.grad(objective, has_aux=True)
     if train.accumulation == 1:
@@ -76,13 +79,9 @@ def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step
 
 
 def _sum_metrics(metrics: Metrics) -> Metrics:
-    return {
-        name: (
-            sum_over(total, BATCH_AXES),
-            count if name.startswith("modality_tokens/") else sum_over(count, BATCH_AXES),
-        )
-        for name, (total, count) in metrics.items()
-    }
+    summed = sum_over(metrics, BATCH_AXES)  # all in one collective
+    # A count of tokens adds up over devices; how many values it is the mean of does not.
+    return {k: (s, metrics[k][1] if k.startswith("modality_tokens/") else n) for k, (s, n) in summed.items()}
 
 
 def _has_noise(model: Model) -> bool:
@@ -171,8 +170,10 @@ def make_loss_eval(
     `causal`: with auxiliary routers in place of what would see later tokens. No token is dropped for want of capacity.
     """
     causal = causal or not sees_future(run.model)
+    # The batch is a whole step's: blocks are as large as in training's microbatches.
+    model = dataclasses.replace(run.model, selection_groups=run.model.selection_groups * run.train.accumulation)
     evaluate = jax.shard_map(
-        lambda params, batch: _sum_metrics(loss_sum(run.model, params, batch, vocabulary, causal=causal)[1]),
+        lambda params, batch: _sum_metrics(loss_sum(model, params, batch, vocabulary, causal=causal)[1]),
         mesh=mesh,
         in_specs=(_parameter_specs(run.model), PartitionSpec(BATCH_AXES)),
         out_specs=PartitionSpec(),

@@ -81,7 +81,9 @@ class Loop:
         self._pending: tuple[int, Any] | None = None
         self._saved = start.step or None
         model, data = job.run.model, job.run.data
-        self._flops = flops.train_flops_per_token(model, data.sequence_length)
+        # Frozen parameters have no backward pass.
+        count = flops.forward_flops_per_token if job.run.train.only else flops.train_flops_per_token
+        self._flops = count(model, data.sequence_length)
         self._peak = flops.peak_flops(job.mesh.devices.flat)
         self._rows = batch_sharding(job.mesh)
 

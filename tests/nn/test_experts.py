@@ -84,12 +84,19 @@ def test_expert_choice_in_training_may_see_the_future(rng):
     assert moved > 1e-3
 
 
+@pytest.mark.parametrize("name", ["expert choice", "depth"])
+def test_without_auxiliary_routers_a_causal_pass_is_refused(rng, name):
+    model = model_of(name, auxiliary_routers=False)
+    with pytest.raises(ValueError, match="causal: .* need auxiliary routers"):
+        transformer.apply(model, random_params(model), random_batch(rng, 2, 8), causal=True)
+
+
 def swiglu(x, gate, up, down):
     h = x @ gate
     return (h / (1 + np.exp(-h)) * (x @ up)) @ down
 
 
-def naive(model, p, x, groups, tokens):
+def naive(model, p, x, groups):
     """A layer's feed-forward, a token and an expert at a time, in float64."""
     (block,) = set(config.expand(model))
     out = np.zeros_like(x)
@@ -161,7 +168,7 @@ def test_experts_are_the_sum_they_stand_for(rng, name, grouped):
     y, report = jax.jit(run)(params["feed_forward"], jnp.asarray(x))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["feed_forward"])
     flat = x.reshape(-1, model.dim).astype(np.float64)
-    expected = naive(model, p, flat, groups.reshape(-1), batch.tokens.reshape(-1)).reshape(x.shape)
+    expected = naive(model, p, flat, groups.reshape(-1)).reshape(x.shape)
     expected = np.where(batch.segment_ids[..., None] > 0, expected, 0)
     np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     dropped = [float(total) for name, (total, _) in report.metrics.items() if name.endswith("/dropped")]
@@ -216,4 +223,4 @@ def test_a_token_that_skips_a_layer_is_unchanged_by_it(rng):
     for row in range(4):
         best = np.argsort(-scores[row], kind="stable")[: real[row].sum() // 4]
         assert set(np.flatnonzero(~same[row])) == set(best)
-    assert reports[0].metrics["depth/selected"][0] == sum(real.sum(1) // 4)
+    assert reports[0].metrics["mixture_of_depths/selected"][0] == sum(real.sum(1) // 4)

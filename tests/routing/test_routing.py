@@ -80,7 +80,7 @@ def test_token_choice_and_its_balance_loss(rng, top_k, softmax):
             weights = share / share.sum() if softmax == "after" else share
             np.testing.assert_array_equal(made["experts"][block, t], 3 + best)
             np.testing.assert_allclose(made["weights"][block, t], weights, rtol=1e-5)
-            used[best] += 1 if top_k == 1 and softmax == "before" else weights
+            used[best] += weights if softmax == "after" else 1 / top_k
         offered = every[block][mine[block]].mean(0)
         z = np.log(np.exp(scores[block][mine[block]]).sum(-1)) ** 2
         expected += 0.1 * 4 * (used / n * offered).sum() + 0.01 * z.mean()

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from mot_jax.config import Block, Parallel
-from mot_jax.config_experts import Depth, ExpertChoice, TokenChoice
+from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, TokenChoice
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.parallel.mesh import batch_sharding, make_mesh
@@ -29,7 +29,10 @@ def needs_eight_devices():
 
 MOMA = {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=2, noise=True), "selection_groups": 4}
 DEEP_MOE = {
-    "plan": ((1, (Block(depth=Depth(capacity=0.5, selection="batch"), feed_forward=TokenChoice(experts=4)),)),),
+    "plan": (
+        (1, (Block(depth=Depth(capacity=0.5, selection="batch"), feed_forward=TokenChoice(experts=4)),)),
+        (1, (Block(feed_forward=AverageKey(experts=4, top_k=2)),)),
+    ),
     "selection_groups": 4,
 }
 
@@ -37,7 +40,12 @@ DEEP_MOE = {
 @pytest.mark.parametrize(
     ("fields", "accumulation"),
     [({}, 1), ({"untied": ALL}, 2), (MOMA, 2), (DEEP_MOE, 1)],
-    ids=["dense", "mot, accumulated", "moma with noise, accumulated", "depth over the batch with token choice"],
+    ids=[
+        "dense",
+        "mot, accumulated",
+        "moma with noise, accumulated",
+        "depth over the batch, token choice, average key",
+    ],
 )
 def test_eight_devices_equal_one(fields, accumulation, rng):
     needs_eight_devices()

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,11 +52,16 @@ def test_every_expert_is_its_modality_s_feed_forward(one_each, dataset_directory
     assert router.shape == (16, 4) and np.abs(router).min() > 0
 
 
-def test_the_first_output_is_what_the_maths_says(one_each, dataset_directory, tmp_path, rng):
-    """Post-norm: x + norm(s f(x)) = x + norm(f(x)) wherever some expert took the token, and x where none did."""
-    model, params = upcycled(dataset_directory, one_each, tmp_path)
-    source = resolved(one_each)
-    before = last_params(one_each, source)
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_the_first_output_is_what_the_maths_says(dataset_directory, tmp_path, rng, order):
+    """A token's feed-forward is s f(x), s the sum of its experts' weights. With a router of zeros both experts weigh
+    one half and take the first half of each modality's tokens of a row: s is 1 there and 0 elsewhere."""
+    order = f"Model.norm_order = '{order}'"
+    seed = tmp_path / "seed"
+    assert start(dataset_directory, seed, ONE_EACH, order, *SIX) == 0
+    model, params = upcycled(dataset_directory, seed, tmp_path, order)
+    params["layers"]["0"]["feed_forward"]["router"] *= 0
+    source, before = resolved(seed), last_params(seed, resolved(seed))
     batch = random_batch(rng, 8, 24)
     two = dataclasses.replace(  # tokens and modalities that this small data has
         batch, tokens=batch.tokens % 300, modality_ids=np.minimum(batch.modality_ids, 1)
@@ -66,18 +70,17 @@ def test_the_first_output_is_what_the_maths_says(one_each, dataset_directory, tm
     def hidden(model, params):
         return np.asarray(jax.jit(lambda p: transformer.apply(model, p, two)[0])(params))
 
-    real = two.segment_ids > 0
-    expected, all_taken = hidden(source, before), dataclasses.replace(model.feed_forward, capacity=2.0)
-    with_all = hidden(dataclasses.replace(model, feed_forward=all_taken), params)
-    np.testing.assert_allclose(with_all[real], expected[real], atol=1e-2)  # the norm's epsilon sees the gates
-    silent = jax.tree.map(jnp.asarray, before)
-    silent["layers"]["0"]["feed_forward"]["down"] *= 0
-    skipped = hidden(source, silent)
-    mine = hidden(model, params)
-    taken = np.abs(mine - expected).max(-1) < np.abs(mine - skipped).max(-1)
-    near = np.where(taken[..., None], expected, skipped)
-    np.testing.assert_allclose(mine[real], near[real], atol=1e-2)
-    assert 0.4 < taken[real].mean() < 1.0
+    real, expected = two.segment_ids > 0, hidden(source, before)
+    every = dataclasses.replace(model, feed_forward=dataclasses.replace(model.feed_forward, capacity=2.0))
+    np.testing.assert_allclose(hidden(every, params)[real], expected[real], atol=1e-5)
+    before["layers"]["0"]["feed_forward"]["down"] *= 0
+    without, taken = hidden(source, before), np.zeros_like(real)
+    for row in range(8):
+        for modality in range(2):
+            mine = np.flatnonzero(real[row] & (two.modality_ids[row] == modality))
+            taken[row, mine[: len(mine) // 2]] = True
+    expected = np.where(taken[..., None], expected, without)
+    np.testing.assert_allclose(hidden(model, params)[real], expected[real], atol=1e-5)
 
 
 def test_a_dense_run_is_upcycled_too_and_the_data_goes_on(dataset_directory, tmp_path):
@@ -140,3 +143,14 @@ def test_auxiliary_routers_are_trained_alone_and_make_a_run_generate(one_each, d
 def test_only_without_auxiliary_routers_is_refused(dataset_directory, tmp_path):
     with pytest.raises(UserError, match=r"Train\.only"):
         start(dataset_directory, tmp_path / "run", "Train.only = 'auxiliary_routers'")
+    for changes in (("Train.init_from = 'x'",), ()):
+        with pytest.raises(UserError, match=r"Train\.only"):
+            given = ("Train.only = 'auxiliary_routers'", "Model.auxiliary_routers = True", *changes)
+            start(dataset_directory, tmp_path / "run", *given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_average_keys_cannot_be_upcycled(one_each, dataset_directory, tmp_path):
+    changes = ("Model.untied = ('feed_forward',)", "Model.feed_forward = @AverageKey()", "AverageKey.experts = 4")
+    with pytest.raises(CheckpointError, match="equal average keys"):
+        start(dataset_directory, tmp_path / "run", *changes, f"Train.init_from = '{one_each}'")
