@@ -9,8 +9,8 @@ MOST_KEYS = 46_340  # sub-keys a half whose pairs int32 can number
 
 
 def product_key_topk(
-    queries: Float[Array, "T H 2 d"],
-    sub_keys: Float[Array, "H 2 R d"],
+    queries: Float[Array, "T H _ d"],
+    sub_keys: Float[Array, "_ _ R _"],
     k: int,
     *,
     packed: bool = False,

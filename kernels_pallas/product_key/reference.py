@@ -10,4 +10,4 @@ def topk(queries, sub_keys, *, k: int, packed: bool):
     queries, sub_keys = queries.astype(jnp.float32), sub_keys.astype(jnp.float32)
     scores = jnp.einsum("thpd,hprd->thpr", queries, sub_keys, precision="highest")
     sums = scores[:, :, 0, :, None] + scores[:, :, 1, None, :]
-    return lax.top_k(sums.reshape(*sums.shape[:2], -1), k)
+    return tuple(lax.top_k(sums.reshape(*sums.shape[:2], -1), k))
