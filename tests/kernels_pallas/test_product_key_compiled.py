@@ -14,7 +14,7 @@ from kernels_pallas.ahead_of_time import compile_for, missing
 from kernels_pallas.product_key import product_key_topk
 
 ROOT = pathlib.Path(__file__).parents[2]
-MOST = {("v5e", "exact"): 0.80, ("v6e", "exact"): 0.56, ("v5e", "packed"): 0.45, ("v6e", "packed"): 0.32}  # ms
+MOST = {("v5e", "exact"): 0.80, ("v6e", "exact"): 0.56, ("v5e", "packed"): 0.40, ("v6e", "packed"): 0.32}  # ms
 needs_libtpu = pytest.mark.skipif(bool(missing("v5e")), reason=missing("v5e") or "")
 
 
@@ -26,20 +26,16 @@ def test_schedules_and_memory_stay_within_bounds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {(row["name"], row["metric"]): row["value"] for row in json.loads(out.read_text())["rows"]}
-    results = (
-        8192 * 4 * 32 * 8 / 2**20
-    )  # scores and rows, once more before they are transposed; all scores take 256 MiB
     for (target, variant), most in MOST.items():
         assert 0.5 * most < found[f"{target} {variant}", "time"] <= most  # less would be a schedule misread
-        assert found[f"{target} {variant}", "temporary memory"] <= 1.1 * results
+        assert found[f"{target} {variant}", "temporary memory"] < 1  # MiB; every score would take 256
 
 
 @needs_libtpu
 @pytest.mark.parametrize("target", ["v4", "tpu7x"])
 def test_odd_sizes_and_gradients_compile(target):
     def run(queries, sub_keys):
-        call = lambda *a: product_key_topk(*a, 3)[0]  # noqa: E731
-        scores, pull = jax.vjp(call, queries, sub_keys)
+        scores, pull = jax.vjp(lambda *a: product_key_topk(*a, 3)[0], queries, sub_keys)
         return scores, pull(scores)
 
     queries = jax.ShapeDtypeStruct((1500, 2, 2, 24), jnp.float32)
