@@ -27,7 +27,10 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call."""
+    """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call.
+
+    A loop within the step counts as often as it runs, if its trips are known and no branch holds it, else once.
+    """
 
     kernel: str
     cycles: int
@@ -56,7 +59,8 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
     """The dumped schedules of the kernels that a trace calls, by name; empties the directory.
 
     Raises:
-      ValueError: two calls of one name differ, and the dump does not say which is which.
+      ValueError: two calls of one name differ, and the dump does not say which is which; or the compiler made other
+        loops of a kernel's.
     """
     calls = _pallas_calls(traced.jaxpr.jaxpr)
     found = []
@@ -65,8 +69,8 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
         name = re.sub(r"\.\d+$", "", match[2]) if match else None
         if name in calls:
             units = _units(directory, f"{match[1]}-{match[2]}")
-            steps, flops, moved = calls[name]
-            found.append(Schedule(name, _loop_cycles(path), units["SPILL"], steps, flops, moved))
+            steps, flops, moved, trips = calls[name]
+            found.append(Schedule(name, _loop_cycles(path, trips), units["SPILL"], steps, flops, moved))
     empty(directory)
     return found
 
@@ -76,8 +80,11 @@ def empty(directory: pathlib.Path) -> None:
         path.unlink()
 
 
-def _pallas_calls(jaxpr) -> dict[str, tuple[int, int, int]]:
-    """(grid steps, FLOPs, bytes) of every kernel, by name."""
+_Call = tuple[int, int, int, tuple[int, ...]]  # grid steps, FLOPs, bytes, how often each loop of a step runs
+
+
+def _pallas_calls(jaxpr) -> dict[str, _Call]:
+    """Every kernel's call, by name."""
     calls = {}
     for name, call in _every_call(jaxpr):
         if calls.setdefault(name, call) != call:
@@ -85,38 +92,59 @@ def _pallas_calls(jaxpr) -> dict[str, tuple[int, int, int]]:
     return calls
 
 
-def _every_call(jaxpr) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _every_call(jaxpr) -> Iterator[tuple[str, _Call]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
             steps = math.prod(eqn.params["grid_mapping"].grid)
             cost = eqn.params["cost_estimate"]
-            yield eqn.params["name"], (steps, cost.flops, cost.bytes_accessed)
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _every_call(inner)
+            yield eqn.params["name"], (steps, cost.flops, cost.bytes_accessed, tuple(_trips(eqn.params["jaxpr"])))
+        for inner in _inner(eqn):
+            yield from _every_call(inner)
+
+
+def _trips(jaxpr, branch: bool = False) -> Iterator[int]:
+    """How often each outermost loop of a kernel runs."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("scan", "while"):
+            yield 1 if branch else eqn.params.get("length", 1)
+        else:
+            for inner in _inner(eqn):
+                yield from _trips(inner, branch or eqn.primitive.name == "cond")
+
+
+def _inner(eqn) -> Iterator:
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            yield inner
 
 
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\s?)*)\{(.*)")
 
 
-def _loop_cycles(path: pathlib.Path) -> int:
+def _loop_cycles(path: pathlib.Path, trips: tuple[int, ...]) -> int:
     """Bundles in the loop over grid steps, the longest at depth one: each issues in one cycle."""
-    lengths, current, depth = [0], 0, 0
+    steps, depth = [(0, [])], 0  # bundles of each loop at depth one, and of the loops in it
     for line in path.read_text(errors="replace").splitlines():
         if not (match := _BUNDLE.match(line)):
             continue
+        before = depth
         if match[2] or not match[3].lstrip().startswith("}"):
             depth = match[2].count(">")
-        if match[1] == "LB" and depth == 1:
-            lengths.append(current)
-            current = 0
-        if depth >= 1:
-            current += 1
-        elif current:
-            lengths.append(current)
-            current = 0
-    return max(*lengths, current)
+        if depth and (not before or (match[1] == "LB" and depth == 1)):
+            steps.append((0, []))
+        count, loops = steps[-1]
+        if depth >= 2 and (before < 2 or (match[1] == "LB" and depth == 2)):
+            loops.append(0)
+        if depth >= 2:
+            loops[-1] += 1
+        steps[-1] = count + (depth >= 1), loops
+    count, loops = max(steps)
+    if all(n == 1 for n in trips):
+        return count
+    if len(loops) != len(trips):
+        raise ValueError(f"{path.name}: the compiler made {len(loops)} loops of the kernel's {len(trips)}")
+    return count + sum((n - 1) * length for n, length in zip(trips, loops, strict=True))
 
 
 def _units(directory: pathlib.Path, kernel: str) -> collections.Counter:
