@@ -434,11 +434,8 @@ def check_run(run: Run) -> None:
     for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")
-    if run.train.only == "auxiliary_routers":
-        if not run.model.auxiliary_routers:
-            raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
-        if run.train.init_from is None:
-            raise ConfigError("Train.only: expected Train.init_from, the run whose parameters stay as they are")
+    if run.train.only == "auxiliary_routers" and not run.model.auxiliary_routers:
+        raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
     if run.train.keep_data and run.train.init_from is None:
         raise ConfigError("Train.keep_data: expected Train.init_from, the run whose documents to go on in")
     rows = run.data.global_batch_size

@@ -138,6 +138,8 @@ def _check_names(run: Run) -> None:
     """Refuses names that only the data and the imported tasks can confirm, before any work is spent on the run."""
     from mot_jax.evaluation.tasks import find_task
 
+    if run.train.only and run.train.init_from is None:
+        raise ConfigError("Train.only: expected Train.init_from, the run whose parameters stay as they are")
     if run.train.only and not config.sees_future(run.model):
         raise ConfigError("Train.only: this model has no auxiliary routers to train; none of its routers needs one")
     for name in run.train.modality_weights:

@@ -46,8 +46,11 @@ def model_of(name: str, **fields):
     return small_model(**{"dtype": "float32", "num_layers": 1, "auxiliary_routers": True, **ROUTINGS[name], **fields})
 
 
+run_once = jax.jit(transformer.apply, static_argnums=0, static_argnames="causal")
+
+
 def run_of(model, params, batch, causal):
-    return jax.jit(lambda p, b: transformer.apply(model, p, b, causal=causal))(params, batch)
+    return run_once(model, params, batch, causal=causal)
 
 
 def changed_at(batch, row, place):
@@ -87,7 +90,7 @@ def test_expert_choice_in_training_may_see_the_future(rng):
 @pytest.mark.parametrize("name", ["expert choice", "depth"])
 def test_without_auxiliary_routers_a_causal_pass_is_refused(rng, name):
     model = model_of(name, auxiliary_routers=False)
-    with pytest.raises(ValueError, match="causal: .* need auxiliary routers"):
+    with pytest.raises(ValueError, match=r"causal: .* need auxiliary routers"):
         transformer.apply(model, random_params(model), random_batch(rng, 2, 8), causal=True)
 
 

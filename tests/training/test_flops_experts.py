@@ -148,7 +148,7 @@ def test_products_are_what_the_formula_says(case, rng):
 
 
 PADDED = {
-    "top-1 of 8": {"feed_forward": TokenChoice(experts=8, top_k=1)},
+    "top-1 of 8": {"feed_forward": TokenChoice(experts=8, top_k=1, softmax="before")},
     "top-2 of 4 with a shared one": {"feed_forward": TokenChoice(experts=4, top_k=2, shared=1, ffn_dim=64)},
     "hash": {"feed_forward": HashExperts(experts=4)},
     "average key": {"feed_forward": AverageKey(experts=8, top_k=2, ffn_dim=64)},
