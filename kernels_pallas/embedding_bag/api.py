@@ -66,9 +66,7 @@ def embedding_bag(
     _check_kernels(implementation, operations.table_of(values), rows)
     there = (rows >= 0) & (rows < values.shape[0])
     # Outside the custom gradient: a weight that is masked here gets a gradient of zero.
-    return operations.bag(
-        values, jnp.clip(rows, 0, values.shape[0] - 1), jnp.where(there, weights, 0), implementation
-    )
+    return operations.bag(values, jnp.clip(rows, 0, values.shape[0] - 1), jnp.where(there, weights, 0), implementation)
 
 
 def embedding_bag_rows_gradient(

@@ -29,9 +29,7 @@ def _run(name: str, implementation: str | None, table: jax.ShapeDtypeStruct, row
     if implementation is not None:
         return (of(xla) if implementation == "xla" else of_kernels(KERNELS[implementation]))(rows, *arrays)
     own = {
-        platform: of_kernels(kernels)
-        for platform, kernels in KERNELS.items()
-        if not kernels.unsupported(table, rows)
+        platform: of_kernels(kernels) for platform, kernels in KERNELS.items() if not kernels.unsupported(table, rows)
     }
     # Never by jax.devices(): the program may be compiled for a machine that is not there.
     return lax.platform_dependent(rows, *arrays, default=of(xla), **own)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from kernels_pallas.embedding_bag import tpu_bags
 from kernels_pallas.embedding_bag.tpu_order import compact, in_order
-from kernels_pallas.embedding_bag.tpu_stream import LANES
+from kernels_pallas.embedding_bag.tpu_stream import LANES, needed, plan
 from kernels_pallas.embedding_bag.tpu_table import add_up
-from kernels_pallas.grouped_matmul.tpu_tiles import chip
+from kernels_pallas.grouped_matmul.tpu_tiles import chip, vmem_limit
 
 DTYPES = (jnp.bfloat16, jnp.float32)
 
@@ -20,6 +20,10 @@ def unsupported(table: jax.ShapeDtypeStruct, rows) -> str | None:
         return f"rows are {table.shape[1]} wide, expected a multiple of {LANES}"
     if (tpu := chip()) and tpu.generation < 4:
         return f"TPU generation {tpu.generation}, expected 4 or later"
+    if rows.size and needed(plan(*rows.shape), table) > vmem_limit():
+        return (
+            f"{table.shape[1]} columns of {table.dtype} do not fit in VMEM {plan(*rows.shape).tokens} tokens at a time"
+        )
     if not rows.size:
         return "there are no rows to read"
     return None

@@ -14,14 +14,14 @@ from kernels_pallas.embedding_bag.tpu_stream import (
     Plan,
     block_spec,
     blocks,
+    needed,
     plan,
     scratch,
     stream,
     with_ahead,
 )
-from kernels_pallas.grouped_matmul.tpu_tiles import vmem_limit
 
-SMEM, ANYWHERE = pltpu.SMEM, pl.BlockSpec(memory_space=pl.ANY)
+SMEM, HBM = pltpu.SMEM, pltpu.HBM
 
 
 def _sum_kernel(rows, weights, table, out, ring, arrived, *, plan: Plan):
@@ -51,17 +51,17 @@ def _dot_kernel(rows, dy, table, out, ring, arrived, partial, *, plan: Plan):
 
 
 def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, more_scratch=()):
-    *_, table = arrays
+    *others, table = arrays
     read = plan.cores * plan.steps * plan.entries * math.prod(table.shape[1:])
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
         grid=(plan.cores, plan.steps),
-        in_specs=[*specs, ANYWHERE],
+        in_specs=[*specs, pl.BlockSpec(memory_space=HBM)],
         out_specs=out_spec,
         out_shape=out_shape,
         scratch_shapes=[*scratch(plan, table), *more_scratch],
         compiler_params=pltpu.CompilerParams(
-            vmem_limit_bytes=vmem_limit(),
+            vmem_limit_bytes=needed(plan, jax.ShapeDtypeStruct((table.shape[0], table[0].size), table.dtype)),
             dimension_semantics=("parallel", "arbitrary"),  # a core's steps follow each other: the ring runs on
             disable_bounds_checks=True,  # rows are in range, and the checks would treble a row's cost
         ),
@@ -71,7 +71,7 @@ def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, mor
             bytes_accessed=read * table.dtype.itemsize + 4 * plan.cores * plan.steps * plan.entries,
         ),
         name=f"embedding_bag_{name}",
-    )(*arrays)
+    )(*others, pltpu.with_memory_space_constraint(table, HBM))  # a small one would move to VMEM, where copies are loops
 
 
 def sums(rows, weights, table):

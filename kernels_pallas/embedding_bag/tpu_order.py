@@ -30,7 +30,7 @@ class Visits(NamedTuple):
 
 
 def in_order(rows, weights) -> Entries:
-    """rows, weights [T, K] -> the entries by row; which of a row's comes first is up to the sort, and always the same."""
+    """rows, weights [T, K] -> the entries by row; the order of a row's own is the sort's, and always the same."""
     tokens, slots = rows.shape
     token = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32)[:, None], rows.shape)
     size = tokens * slots
@@ -40,8 +40,12 @@ def in_order(rows, weights) -> Entries:
         jnp.pad(a.reshape(1, size), ((0, 0), (0, fill)), constant_values=value)
         for a, value in ((rows, nowhere), (token, 0), (weights, 0))
     ]
-    # Of [1, T K]: a TPU's compiler takes minutes for a sort of one axis, seconds for the last of two.
-    return Entries(*(a.reshape(-1, CHUNK) for a in lax.sort(flat, dimension=1, num_keys=1, is_stable=False)))
+    return Entries(*(a.reshape(-1, CHUNK) for a in _sorted(*flat)))
+
+
+def _sorted(*arrays):
+    """Arrays [1, n] by the first of them; of two axes, because a TPU's compiler takes minutes for a sort of one."""
+    return lax.sort(arrays, dimension=1, num_keys=1, is_stable=False)
 
 
 def compact(entries: Entries, num_rows: int, size: int) -> tuple[jax.Array, Entries]:
@@ -49,7 +53,7 @@ def compact(entries: Entries, num_rows: int, size: int) -> tuple[jax.Array, Entr
     rows = entries.rows.reshape(1, -1)
     before = jnp.concatenate([jnp.full((1, 1), -1, jnp.int32), rows[:, :-1]], axis=1)
     first = (rows != before) & (rows < num_rows)
-    found = lax.sort(jnp.where(first, rows, num_rows), dimension=1, is_stable=False)[0, :size]
+    found = _sorted(jnp.where(first, rows, num_rows))[0][0, :size]
     place = jnp.cumsum(first.reshape(entries.rows.shape), axis=1, dtype=jnp.int32)
     earlier = jnp.cumsum(place[:, -1], dtype=jnp.int32) - place[:, -1]
     places = jnp.where(entries.rows < num_rows, place + earlier[:, None] - 1, jnp.iinfo(jnp.int32).max)

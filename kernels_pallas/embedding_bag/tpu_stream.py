@@ -16,7 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.tpu_tiles import chip
 
-LANES = 128
+LANES, SUBLANES = 128, 8
+SLACK = 4 << 20  # bytes of VMEM for the compiler
 GROUP = 32  # rows waited for at once, whose copies and sums are written out
 IN_FLIGHT = 256  # rows: of 4 KiB, 1 MiB, what HBM delivers within its latency
 STEP = 2048  # entries (a token's rows, one after the other) of a grid step
@@ -69,6 +70,13 @@ def with_ahead(rows: jax.Array, plan: Plan) -> jax.Array:
 def block_spec(plan: Plan, shape: tuple[int, ...], **options) -> pl.BlockSpec:
     """Blocks of this shape along the first axis, one a grid step."""
     return pl.BlockSpec(shape, lambda core, step: (core * plan.steps + step, *(0,) * (len(shape) - 1)), **options)
+
+
+def needed(plan: Plan, table: jax.ShapeDtypeStruct) -> int:
+    """Bytes of VMEM that reading a table [N, D] takes: the ring, a step's block of results or dy twice, lane sums."""
+    row = table.shape[1] * table.dtype.itemsize
+    padded = row * max(1, SUBLANES * LANES // table.shape[1])
+    return padded * (plan.buffers * plan.group + 2 * plan.tokens) + 4 * LANES * plan.entries + SLACK
 
 
 def scratch(plan: Plan, table: jax.Array) -> list:
