@@ -27,7 +27,10 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL"
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call."""
+    """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call.
+
+    `loop`: cycles of one turn of the longest loop within a grid step, zero if there is none. `cycles` count it once.
+    """
 
     kernel: str
     cycles: int
@@ -35,6 +38,7 @@ class Schedule:
     steps: int
     flops: int
     moved: int
+    loop: int
 
     def utilisation(self, target: str) -> float:
         """Share of one core's matrix units' peak that the schedule reaches."""
@@ -66,7 +70,7 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
         if name in calls:
             units = _units(directory, f"{match[1]}-{match[2]}")
             steps, flops, moved = calls[name]
-            found.append(Schedule(name, _loop_cycles(path), units["SPILL"], steps, flops, moved))
+            found.append(Schedule(name, _cycles(path, 1), units["SPILL"], steps, flops, moved, _cycles(path, 2)))
     empty(directory)
     return found
 
@@ -100,18 +104,18 @@ def _every_call(jaxpr) -> Iterator[tuple[str, tuple[int, int, int]]]:
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\s?)*)\{(.*)")
 
 
-def _loop_cycles(path: pathlib.Path) -> int:
-    """Bundles in the loop over grid steps, the longest at depth one: each issues in one cycle."""
+def _cycles(path: pathlib.Path, level: int) -> int:
+    """Bundles in the longest loop at this depth, each issued in a cycle: 1 is the loop over grid steps."""
     lengths, current, depth = [0], 0, 0
     for line in path.read_text(errors="replace").splitlines():
         if not (match := _BUNDLE.match(line)):
             continue
         if match[2] or not match[3].lstrip().startswith("}"):
             depth = match[2].count(">")
-        if match[1] == "LB" and depth == 1:
+        if match[1] == "LB" and depth == level:
             lengths.append(current)
             current = 0
-        if depth >= 1:
+        if depth >= level:
             current += 1
         elif current:
             lengths.append(current)
