@@ -50,6 +50,12 @@ def _dot_kernel(rows, dy, table, out, ring, arrived, partial, *, plan: Plan):
     lax.fori_loop(0, out.shape[1], finish, None)
 
 
+@jax.jit  # it cannot run on its own
+def _in_hbm(table):
+    """The table where it is: XLA would move a small one to VMEM, from where a copy is a loop."""
+    return pltpu.with_memory_space_constraint(table, HBM)
+
+
 def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, more_scratch=()):
     *others, table = arrays
     read = plan.cores * plan.steps * plan.entries * math.prod(table.shape[1:])
@@ -71,7 +77,7 @@ def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, mor
             bytes_accessed=read * table.dtype.itemsize + 4 * plan.cores * plan.steps * plan.entries,
         ),
         name=f"embedding_bag_{name}",
-    )(*others, pltpu.with_memory_space_constraint(table, HBM))  # a small one would move to VMEM, where copies are loops
+    )(*others, _in_hbm(table))
 
 
 def sums(rows, weights, table):
