@@ -29,7 +29,7 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL"
 class Schedule:
     """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call.
 
-    `loop`: cycles of one turn of the longest loop within a grid step, zero if there is none. `cycles` count it once.
+    `loops`: cycles of one turn of each loop within a grid step, in the code's order. `cycles` count each once.
     """
 
     kernel: str
@@ -38,7 +38,7 @@ class Schedule:
     steps: int
     flops: int
     moved: int
-    loop: int
+    loops: tuple[int, ...]
 
     def utilisation(self, target: str) -> float:
         """Share of one core's matrix units' peak that the schedule reaches."""
@@ -70,7 +70,7 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
         if name in calls:
             units = _units(directory, f"{match[1]}-{match[2]}")
             steps, flops, moved = calls[name]
-            found.append(Schedule(name, _cycles(path, 1), units["SPILL"], steps, flops, moved, _cycles(path, 2)))
+            found.append(Schedule(name, max(_loops(path, 1)), units["SPILL"], steps, flops, moved, _loops(path, 2)))
     empty(directory)
     return found
 
@@ -104,8 +104,8 @@ def _every_call(jaxpr) -> Iterator[tuple[str, tuple[int, int, int]]]:
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\s?)*)\{(.*)")
 
 
-def _cycles(path: pathlib.Path, level: int) -> int:
-    """Bundles in the longest loop at this depth, each issued in a cycle: 1 is the loop over grid steps."""
+def _loops(path: pathlib.Path, level: int) -> tuple[int, ...]:
+    """Bundles of each loop at this depth, each issued in a cycle: 1 is that of the loop over grid steps."""
     lengths, current, depth = [0], 0, 0
     for line in path.read_text(errors="replace").splitlines():
         if not (match := _BUNDLE.match(line)):
@@ -120,7 +120,7 @@ def _cycles(path: pathlib.Path, level: int) -> int:
         elif current:
             lengths.append(current)
             current = 0
-    return max(*lengths, current)
+    return tuple(length for length in (*lengths, current) if length) or (0,)
 
 
 def _units(directory: pathlib.Path, kernel: str) -> collections.Counter:
