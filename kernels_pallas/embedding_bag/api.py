@@ -53,7 +53,8 @@ def embedding_bag(
 
     values [N, D], bfloat16 or float32, or [N, D / 128, 128], which on a TPU spares a copy of the table. Sums in
     float32; the result has values' dtype. A row may be named several times. Rows outside 0..N-1 contribute nothing,
-    and their weights' gradient is zero. Gradients reach values and weights. Nothing of T x K x D elements is ever held.
+    and their weights' gradient is zero. Gradients reach values and weights. Rows are not
+    gathered into [T, K, D]: off the TPU at most 256 MiB of them are held at a time, 2 MiB on a CPU.
     Raises ValueError naming the argument that does not fit.
     """
     _check(rows, weights, implementation)
