@@ -30,6 +30,7 @@ class Schedule:
     """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call.
 
     A loop within the step counts as often as it runs, if its trips are known and no branch holds it, else once.
+    `loops`: cycles of one turn of each such loop, in the code's order.
     """
 
     kernel: str
@@ -38,6 +39,7 @@ class Schedule:
     steps: int
     flops: int
     moved: int
+    loops: tuple[int, ...]
 
     def utilisation(self, target: str) -> float:
         """Share of one core's matrix units' peak that the schedule reaches."""
@@ -70,7 +72,8 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
         if name in calls:
             units = _units(directory, f"{match[1]}-{match[2]}")
             steps, flops, moved, trips = calls[name]
-            found.append(Schedule(name, _loop_cycles(path, trips), units["SPILL"], steps, flops, moved))
+            cycles, loops = _cycles(path, trips), _loops(path)
+            found.append(Schedule(name, cycles, units["SPILL"], steps, flops, moved, loops))
     empty(directory)
     return found
 
@@ -122,29 +125,46 @@ def _inner(eqn) -> Iterator:
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\s?)*)\{(.*)")
 
 
-def _loop_cycles(path: pathlib.Path, trips: tuple[int, ...]) -> int:
-    """Bundles in the loop over grid steps, the longest at depth one: each issues in one cycle."""
-    steps, depth = [(0, [])], 0  # bundles of each loop at depth one, and of the loops in it
+def _depths(path: pathlib.Path) -> Iterator[tuple[int, bool]]:
+    """Of every bundle, in order: how many loops hold it, and whether it begins one."""
+    depth = 0
     for line in path.read_text(errors="replace").splitlines():
         if not (match := _BUNDLE.match(line)):
             continue
-        before = depth
         if match[2] or not match[3].lstrip().startswith("}"):
             depth = match[2].count(">")
-        if depth and (not before or (match[1] == "LB" and depth == 1)):
+        yield depth, match[1] == "LB"
+
+
+def _cycles(path: pathlib.Path, trips: tuple[int, ...]) -> int:
+    """Bundles in the loop over grid steps, the longest at depth one: each issues in one cycle."""
+    steps, before = [(0, [])], 0  # bundles of each loop at depth one, and of the loops in it
+    for depth, begins in _depths(path):
+        if depth and (not before or (begins and depth == 1)):
             steps.append((0, []))
         count, loops = steps[-1]
-        if depth >= 2 and (before < 2 or (match[1] == "LB" and depth == 2)):
+        if depth >= 2 and (before < 2 or (begins and depth == 2)):
             loops.append(0)
         if depth >= 2:
             loops[-1] += 1
-        steps[-1] = count + (depth >= 1), loops
+        steps[-1], before = (count + (depth >= 1), loops), depth
     count, loops = max(steps)
     if all(n == 1 for n in trips):
         return count
     if len(loops) != len(trips):
         raise ValueError(f"{path.name}: the compiler made {len(loops)} loops of the kernel's {len(trips)}")
     return count + sum((n - 1) * length for n, length in zip(trips, loops, strict=True))
+
+
+def _loops(path: pathlib.Path) -> tuple[int, ...]:
+    """Bundles of each loop within a grid step."""
+    lengths, current = [], 0
+    for depth, begins in _depths(path):
+        if current and (depth < 2 or (begins and depth == 2)):
+            lengths.append(current)
+            current = 0
+        current += depth >= 2
+    return tuple(length for length in (*lengths, current) if length) or (0,)
 
 
 def _units(directory: pathlib.Path, kernel: str) -> collections.Counter:

@@ -1,0 +1,63 @@
+"""The operation with its gradients, each run by the back end that suits the platform being compiled for."""
+
+import functools
+
+import jax
+from jax import lax
+from jax.custom_batching import sequential_vmap
+
+from kernels_pallas.embedding_bag import tpu, xla
+
+KERNELS = {"tpu": tpu}  # by name and platform; XLA serves every platform, GPUs among them
+
+
+def table_of(values) -> jax.ShapeDtypeStruct:
+    """The table [N, D] that values [N, D] or [N, D / 128, 128] hold."""
+    return jax.ShapeDtypeStruct((values.shape[0], values.size // values.shape[0]), values.dtype)
+
+
+def _run(name: str, implementation: str | None, table: jax.ShapeDtypeStruct, rows, *arrays, **static):
+    """`name` of the chosen back end; with None, of the platform's own where it can take the call."""
+
+    def of(backend):
+        return functools.partial(getattr(backend, name), **static)
+
+    def of_kernels(kernels):
+        # A batch of calls is a loop of them: the kernels' own batching would leave their grid's semantics behind.
+        return sequential_vmap(of(kernels))
+
+    if implementation is not None:
+        return (of(xla) if implementation == "xla" else of_kernels(KERNELS[implementation]))(rows, *arrays)
+    own = {
+        platform: of_kernels(kernels) for platform, kernels in KERNELS.items() if not kernels.unsupported(table, rows)
+    }
+    # Never by jax.devices(): the program may be compiled for a machine that is not there.
+    return lax.platform_dependent(rows, *arrays, default=of(xla), **own)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def bag(values, rows, weights, implementation: str | None):
+    """values [N, D] or [N, D / 128, 128], rows [T, K] in range, weights [T, K] -> [T, D]."""
+    return _run("bag", implementation, table_of(values), rows, values, weights)
+
+
+def _bag_forward(values, rows, weights, implementation):
+    return bag(values, rows, weights, implementation), (values, rows, weights)
+
+
+def _bag_backward(implementation, saved, dy):
+    values, rows, weights = saved
+    table = table_of(values)
+    # Two calls: whoever asks for one gradient only does not pay for the other.
+    d_values = _run("values_gradient", implementation, table, rows, dy, weights, shape=values.shape)
+    d_weights = _run("weights_gradient", implementation, table, rows, values, dy)
+    return d_values, None, d_weights
+
+
+bag.defvjp(_bag_forward, _bag_backward)
+
+
+def rows_gradient(dy, rows, weights, num_rows: int, implementation: str | None):
+    """dy [T, D], rows [T, K] (N: nowhere), weights [T, K] -> rows int32 [M], sums float32 [M, D], M = min(T K, N)."""
+    table = jax.ShapeDtypeStruct((num_rows, dy.shape[1]), dy.dtype)
+    return _run("rows_gradient", implementation, table, rows, dy, weights, num_rows=num_rows)
