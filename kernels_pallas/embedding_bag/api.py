@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
+from kernels_pallas.back_ends import check_implementation
 from kernels_pallas.embedding_bag import operations, reference
 
 IMPLEMENTATIONS = ("xla", *operations.KERNELS, "reference")
@@ -23,23 +24,11 @@ class RowsGradient(NamedTuple):
     values: Float32[Array, "M D"]
 
 
-def _check(rows, weights, implementation: str | None) -> None:
+def _check(rows, weights) -> None:
     if rows.ndim != 2 or rows.dtype != jnp.int32:
         raise ValueError(f"rows: got {rows.dtype}{list(rows.shape)}, expected int32[T, K]")
     if weights.shape != rows.shape or weights.dtype != jnp.float32:
         raise ValueError(f"weights: got {weights.dtype}{list(weights.shape)}, expected float32{list(rows.shape)}")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: got {implementation!r}, expected one of {', '.join(sorted(IMPLEMENTATIONS))}"
-        )
-
-
-def _check_kernels(implementation: str | None, table: jax.ShapeDtypeStruct, rows) -> None:
-    """A ValueError says why each back end cannot take the call, if the one asked for cannot."""
-    reasons = {name: kernels.unsupported(table, rows) for name, kernels in operations.KERNELS.items()}
-    if reasons.get(implementation):
-        every = "; ".join(f"{each}: {reason or 'can'}" for each, reason in ({**reasons, "xla": None}).items())
-        raise ValueError(f"implementation: {implementation!r} cannot take this call ({every})")
 
 
 def embedding_bag(
@@ -57,14 +46,14 @@ def embedding_bag(
     gathered into [T, K, D]: off the TPU at most 256 MiB of them are held at a time, 2 MiB on a CPU.
     Raises ValueError naming the argument that does not fit.
     """
-    _check(rows, weights, implementation)
+    _check(rows, weights)
     if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] != LANES):
         raise ValueError(f"values: got {values.dtype}{list(values.shape)}, expected [N, D] or [N, D / 128, 128]")
     if values.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"values: got {values.dtype}, expected bfloat16 or float32")
     if implementation == "reference":
         return reference.bag(values, rows, weights)
-    _check_kernels(implementation, operations.table_of(values), rows)
+    check_implementation(implementation, operations.KERNELS, operations.table_of(values), rows)
     there = (rows >= 0) & (rows < values.shape[0])
     # Outside the custom gradient: a weight that is masked here gets a gradient of zero.
     return operations.bag(values, jnp.clip(rows, 0, values.shape[0] - 1), jnp.where(there, weights, 0), implementation)
@@ -84,14 +73,15 @@ def embedding_bag_rows_gradient(
     are left out; a row read with a weight of zero is among the result's.
     Raises ValueError naming the argument that does not fit.
     """
-    _check(rows, weights, implementation)
+    _check(rows, weights)
     if dy.ndim != 2 or dy.shape[0] != rows.shape[0] or dy.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"dy: got {dy.dtype}{list(dy.shape)}, expected bfloat16 or float32 [T={rows.shape[0]}, D]")
     if num_rows < 1:
         raise ValueError(f"num_rows: got {num_rows}, expected at least 1")
     if implementation == "reference":
         return RowsGradient(*reference.rows_gradient(dy, rows, weights, num_rows))
-    _check_kernels(implementation, jax.ShapeDtypeStruct((num_rows, dy.shape[1]), dy.dtype), rows)
+    table = jax.ShapeDtypeStruct((num_rows, dy.shape[1]), dy.dtype)
+    check_implementation(implementation, operations.KERNELS, table, rows)
     there = (rows >= 0) & (rows < num_rows)
     masked = jnp.where(there, rows, num_rows), jnp.where(there, weights, 0)
     return RowsGradient(*operations.rows_gradient(dy, *masked, num_rows, implementation))

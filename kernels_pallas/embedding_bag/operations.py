@@ -3,9 +3,8 @@
 import functools
 
 import jax
-from jax import lax
-from jax.custom_batching import sequential_vmap
 
+from kernels_pallas.back_ends import run
 from kernels_pallas.embedding_bag import tpu, xla
 
 KERNELS = {"tpu": tpu}  # by name and platform; XLA serves every platform, GPUs among them
@@ -17,22 +16,7 @@ def table_of(values) -> jax.ShapeDtypeStruct:
 
 
 def _run(name: str, implementation: str | None, table: jax.ShapeDtypeStruct, rows, *arrays, **static):
-    """`name` of the chosen back end; with None, of the platform's own where it can take the call."""
-
-    def of(backend):
-        return functools.partial(getattr(backend, name), **static)
-
-    def of_kernels(kernels):
-        # A batch of calls is a loop of them: the kernels' own batching would leave their grid's semantics behind.
-        return sequential_vmap(of(kernels))
-
-    if implementation is not None:
-        return (of(xla) if implementation == "xla" else of_kernels(KERNELS[implementation]))(rows, *arrays)
-    own = {
-        platform: of_kernels(kernels) for platform, kernels in KERNELS.items() if not kernels.unsupported(table, rows)
-    }
-    # Never by jax.devices(): the program may be compiled for a machine that is not there.
-    return lax.platform_dependent(rows, *arrays, default=of(xla), **own)
+    return run(name, implementation, {"xla": xla, **KERNELS}, KERNELS, (table, rows), rows, *arrays, **static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

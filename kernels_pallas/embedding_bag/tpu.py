@@ -7,7 +7,7 @@ from kernels_pallas.embedding_bag import tpu_bags
 from kernels_pallas.embedding_bag.tpu_order import compact, in_order
 from kernels_pallas.embedding_bag.tpu_stream import LANES, needed, plan
 from kernels_pallas.embedding_bag.tpu_table import add_up
-from kernels_pallas.grouped_matmul.tpu_tiles import chip, vmem_limit
+from kernels_pallas.tpu_chip import chip, vmem_limit
 
 DTYPES = (jnp.bfloat16, jnp.float32)
 

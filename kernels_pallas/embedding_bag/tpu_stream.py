@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.grouped_matmul.tpu_tiles import chip
+from kernels_pallas.tpu_chip import chip
 
 LANES, SUBLANES = 128, 8
 SLACK = 4 << 20  # bytes of VMEM for the compiler

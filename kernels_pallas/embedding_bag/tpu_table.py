@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.embedding_bag.tpu_order import CHUNK, Entries, Visits, visits
 from kernels_pallas.embedding_bag.tpu_stream import LANES, SLACK, SUBLANES
-from kernels_pallas.grouped_matmul.tpu_tiles import vmem_limit
+from kernels_pallas.tpu_chip import vmem_limit
 
 SUMS = 2  # of a tile, taking turns: an entry need not wait until the one before it, perhaps of its row, is stored
 UNROLL = 8  # entries, or rows of a tile, whose instructions are written out

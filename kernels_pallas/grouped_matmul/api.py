@@ -3,6 +3,7 @@
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from kernels_pallas.back_ends import check_implementation
 from kernels_pallas.grouped_matmul import operations, reference
 from kernels_pallas.grouped_matmul.layout import Layout
 
@@ -11,14 +12,7 @@ IMPLEMENTATIONS = ("xla", *operations.KERNELS, "reference")
 
 def _run(name: str, implementation: str | None, layout: Layout, *arrays, transpose: bool | None = None):
     """The operation by the back end asked for; a ValueError says why each cannot take the call."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: got {implementation!r}, expected one of {', '.join(sorted(IMPLEMENTATIONS))}"
-        )
-    reasons = {each: kernels.unsupported(layout, *arrays) for each, kernels in operations.KERNELS.items()}
-    if reasons.get(implementation):
-        every = "; ".join(f"{each}: {reason or 'can'}" for each, reason in ({**reasons, "xla": None}).items())
-        raise ValueError(f"implementation: {implementation!r} cannot take this call ({every})")
+    check_implementation(implementation, operations.KERNELS, layout, *arrays)
     options = () if transpose is None else (transpose,)
     if implementation == "reference":
         return getattr(reference, name)(*arrays, layout, *options)

@@ -3,10 +3,9 @@
 import functools
 
 import jax
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_batching import sequential_vmap
 
+from kernels_pallas.back_ends import run
 from kernels_pallas.grouped_matmul import gpu, tpu, xla
 from kernels_pallas.grouped_matmul.layout import Layout
 
@@ -15,24 +14,8 @@ DEFAULT = {"tpu": tpu}  # by platform; "gpu" has been compiled and interpreted, 
 
 
 def _run(name: str, implementation: str | None, layout: Layout, *arrays, **static):
-    """`name` of the chosen back end; with None, of the platform's own where it can take the call."""
-
-    def of(backend):
-        return functools.partial(getattr(backend, name), **static)
-
-    def of_kernels(kernels):
-        # A batch of calls is a loop of them: the kernels' own batching would leave their grid's semantics behind.
-        return sequential_vmap(of(kernels))
-
-    if implementation is not None:
-        return (of(xla) if implementation == "xla" else of_kernels(KERNELS[implementation]))(*arrays, layout)
-    own = {
-        platform: of_kernels(kernels)
-        for platform, kernels in DEFAULT.items()
-        if not kernels.unsupported(layout, *arrays)
-    }
-    # Never by jax.devices(): the program may be compiled for a machine that is not there.
-    return lax.platform_dependent(*arrays, layout, default=of(xla), **own)
+    modules = {"xla": xla, **KERNELS}
+    return run(name, implementation, modules, DEFAULT, (layout, *arrays), *arrays, layout, **static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from kernels_pallas.grouped_matmul import tpu_rows, tpu_weights
 from kernels_pallas.grouped_matmul.compose import compose
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import chip, fits
+from kernels_pallas.grouped_matmul.tpu_tiles import fits
+from kernels_pallas.tpu_chip import chip
 
 DTYPES = (jnp.bfloat16, jnp.float32)
 ROWS = 8  # of a register tile; bfloat16 packs two such into one, which the compiler copes with

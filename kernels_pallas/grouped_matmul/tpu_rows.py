@@ -16,7 +16,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.activation import activate
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, tuned, vmem_limit
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, tuned
+from kernels_pallas.tpu_chip import vmem_limit
 
 
 def product(xs: tuple, weights: tuple, layout: Layout, *, transpose: bool, block: tuple[int, ...] | None = None):

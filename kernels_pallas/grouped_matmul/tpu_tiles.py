@@ -10,10 +10,10 @@ import pathlib
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
+
+from kernels_pallas.tpu_chip import chip, vmem_limit
 
 LANES = 128
-SMALLEST_VMEM = 16 << 20  # of the chips these kernels run on: v4; also where the chip is unknown (interpret mode)
 SQUARE = 1024  # columns of x that a block of the weights' gradient holds at least, if there are so many
 TABLE = pathlib.Path(__file__).parent / "tpu_tiles.json"
 
@@ -27,24 +27,11 @@ def table_key(kernel: str, dtype, tile: int, depth: int, width: int) -> str:
     return f"{kernel} {jnp.dtype(dtype).name} tile={tile} K={depth} N={width}"
 
 
-def chip() -> pltpu.TpuInfo | None:
-    """The TPU being compiled for, None where the default device is none and no mesh says otherwise."""
-    try:
-        return pltpu.get_tpu_info()
-    except ValueError:
-        return None
-
-
 def tuned(kernel: str, dtype, tile: int, depth: int, width: int) -> tuple[int, ...] | None:
     """The block for this chip and shape, where one was found that beats the rules."""
     entries = _table().get(str(chip().chip_version), {}) if chip() else {}
     found = entries.get(table_key(kernel, dtype, tile, depth, width))
     return found and tuple(found)
-
-
-def vmem_limit() -> int:
-    """Bytes of VMEM a kernel may use: three quarters of the core's, the rest is the compiler's."""
-    return (chip().vmem_capacity_bytes if chip() else SMALLEST_VMEM) * 3 // 4
 
 
 def fits(contracted: int, tile: int, itemsize: int) -> bool:

@@ -7,7 +7,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, tuned, vmem_limit
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, tuned
+from kernels_pallas.tpu_chip import vmem_limit
 
 ADD, START, EMPTY, NOTHING = range(4)  # what a visit does to its group's block
 

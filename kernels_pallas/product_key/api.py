@@ -2,6 +2,7 @@
 
 from jaxtyping import Array, Float, Int
 
+from kernels_pallas.back_ends import check_implementation
 from kernels_pallas.product_key import operations
 
 IMPLEMENTATIONS = ("xla", *operations.KERNELS, "reference")
@@ -43,12 +44,5 @@ def product_key_topk(
         raise ValueError(f"sub_keys: got R={num_keys}, expected at most {MOST_KEYS}: rows up to R^2 - 1 are int32")
     if not 1 <= k <= num_keys**2:
         raise ValueError(f"k: got {k}, expected 1 to R^2 = {num_keys**2}")
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: got {implementation!r}, expected one of {', '.join(sorted(IMPLEMENTATIONS))}"
-        )
-    reasons = {name: kernels.unsupported(queries, sub_keys, k) for name, kernels in operations.KERNELS.items()}
-    if reasons.get(implementation):
-        every = "; ".join(f"{each}: {reason or 'can'}" for each, reason in ({**reasons, "xla": None}).items())
-        raise ValueError(f"implementation: {implementation!r} cannot take this call ({every})")
+    check_implementation(implementation, operations.KERNELS, queries, sub_keys, k)
     return operations.topk(queries, sub_keys, k, packed, implementation)

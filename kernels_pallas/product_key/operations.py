@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import sequential_vmap
 
+from kernels_pallas.back_ends import run
 from kernels_pallas.product_key import reference, tpu, xla
 
 KERNELS = {"tpu": tpu}  # by platform; XLA serves every other, GPUs among them
@@ -17,23 +17,8 @@ TOKENS = 256  # whose one-hot weights the gradient holds at a time
 def topk(queries, sub_keys, k: int, packed: bool, implementation: str | None):
     """queries [T, H, 2, d], sub_keys [H, 2, R, d] -> scores float32 and rows int32, each [T, H, k]."""
 
-    def of(backend):
-        return functools.partial(backend.topk, k=k, packed=packed)
-
-    def of_kernels(kernels):
-        # A batch of calls is a loop of them: the kernel's own batching would leave its grid's semantics behind.
-        return sequential_vmap(of(kernels))
-
-    if implementation is not None:
-        own = {"xla": of(xla), "reference": of(reference)}
-        return (own.get(implementation) or of_kernels(KERNELS[implementation]))(queries, sub_keys)
-    own = {
-        platform: of_kernels(kernels)
-        for platform, kernels in KERNELS.items()
-        if not kernels.unsupported(queries, sub_keys, k)
-    }
-    # Never by jax.devices(): the program may be compiled for a machine that is not there.
-    return lax.platform_dependent(queries, sub_keys, default=of(xla), **own)
+    modules, call = {"xla": xla, "reference": reference, **KERNELS}, (queries, sub_keys, k)
+    return run("topk", implementation, modules, KERNELS, call, queries, sub_keys, k=k, packed=packed)
 
 
 def _forward(queries, sub_keys, k, packed, implementation):

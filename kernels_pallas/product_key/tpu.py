@@ -12,9 +12,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.grouped_matmul.tpu_tiles import chip, vmem_limit
 from kernels_pallas.product_key.networks import merge, merge_all, power_of_two, sort
 from kernels_pallas.product_key.pairs import sorted_runs
+from kernels_pallas.tpu_chip import chip, vmem_limit
 
 DTYPES = (jnp.bfloat16, jnp.float32)
 SUBLANES, LANES = 8, 128

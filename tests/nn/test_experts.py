@@ -13,6 +13,7 @@ from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, FeedForward,
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Context
 from mot_jax.nn.rows import enter, leave, make_rows
+from mot_jax.routing.token_choice import hash_bucket
 from tests.batches import VOCABULARY, random_batch, small_model
 from tests.generation.models import random_params
 
@@ -99,7 +100,7 @@ def swiglu(x, gate, up, down):
     return (h / (1 + np.exp(-h)) * (x @ up)) @ down
 
 
-def naive(model, p, x, groups):
+def naive(model, p, x, groups, tokens):
     """A layer's feed-forward, a token and an expert at a time, in float64."""
     (block,) = set(config.expand(model))
     out = np.zeros_like(x)
@@ -126,6 +127,8 @@ def naive(model, p, x, groups):
             for t in mine:
                 keys = p["gate"][first : first + kind.experts].mean(-1)
                 weight[t, np.argsort(-(keys @ x[t]), kind="stable")[: kind.top_k]] = 1
+        elif isinstance(kind, HashExperts):
+            weight[mine, np.asarray(hash_bucket(jnp.asarray(tokens), kind.experts, 0))[mine]] = 1
         elif type(kind) is FeedForward:
             weight[mine, 0] = 1
         for expert in range(kind.stored):
@@ -143,6 +146,7 @@ def naive(model, p, x, groups):
         "token choice",
         "fine-grained and shared",
         "average key",
+        "hash",
         "towers that route differently",
         "experts in one tower of MoT",
     ],
@@ -171,7 +175,7 @@ def test_experts_are_the_sum_they_stand_for(rng, name, grouped):
     y, report = jax.jit(run)(params["feed_forward"], jnp.asarray(x))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params["feed_forward"])
     flat = x.reshape(-1, model.dim).astype(np.float64)
-    expected = naive(model, p, flat, groups.reshape(-1)).reshape(x.shape)
+    expected = naive(model, p, flat, groups.reshape(-1), batch.tokens.reshape(-1)).reshape(x.shape)
     expected = np.where(batch.segment_ids[..., None] > 0, expected, 0)
     np.testing.assert_allclose(np.asarray(y), expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     dropped = [float(total) for name, (total, _) in report.metrics.items() if name.endswith("/dropped")]
@@ -207,7 +211,9 @@ def test_an_absent_modality_leaves_its_experts_without_gradient(rng):
     def loss(p):
         return (transformer.apply(model, p, batch)[0] ** 2).sum()
 
-    gate = np.asarray(jax.jit(jax.grad(loss))(random_params(model))["layers"]["0"]["feed_forward"]["gate"])
+    grads = jax.jit(jax.grad(loss))(random_params(model))["layers"]["0"]["feed_forward"]
+    gate, router = np.asarray(grads["gate"]), np.asarray(grads["router"])
+    assert (np.abs(router[:, :3]).max(0) > 0).all() and (router[:, 3:] == 0).all()
     assert np.abs(gate[:3]).max() > 0
     assert (gate[3:] == 0).all()
 

@@ -73,3 +73,17 @@ def test_rows_that_do_not_divide_are_refused():
     run = type(run)(**{**vars(run), "train": type(run.train)(accumulation=2)})
     with pytest.raises(ConfigError, match=r"Data\.global_batch_size: 3 rows are not a multiple of 2"):
         make_train_step(run, VOCABULARY, mesh, SGD)
+
+
+@pytest.mark.parametrize("only", [None, "auxiliary_routers"])
+def test_experts_noise_is_for_their_own_training_alone(rng, only):
+    batch, losses = random_batch(rng, 4, 24), []
+    mesh = make_mesh(Parallel(), jax.devices()[:1])
+    for noise in (False, True):
+        kind = ExpertChoice(experts=2, noise=noise)
+        model = small_model(num_layers=1, untied=("feed_forward",), feed_forward=kind, auxiliary_routers=True)
+        run = small_run(model, 4, 24, only=only)
+        state = init_state(model, optax.sgd(0.0), mesh, 0)
+        _, metrics = make_train_step(run, VOCABULARY, mesh, optax.sgd(0.0))(state, batch)
+        losses.append(float(metrics["loss"][0]))
+    assert (losses[0] == losses[1]) == (only is not None)
