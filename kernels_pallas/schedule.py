@@ -126,7 +126,10 @@ _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(LH|LB|LE|PB|PF|CT)?\s*:\s*((?:>\
 
 
 def _depths(path: pathlib.Path) -> Iterator[tuple[int, bool]]:
-    """Of every bundle, in order: how many loops hold it, and whether it begins one."""
+    """Of every bundle, in order: how many loops hold it, and whether it begins one.
+
+    A bundle of the code around a loop may stand within the loop's: only a beginning tells where the next one is.
+    """
     depth = 0
     for line in path.read_text(errors="replace").splitlines():
         if not (match := _BUNDLE.match(line)):
@@ -138,16 +141,16 @@ def _depths(path: pathlib.Path) -> Iterator[tuple[int, bool]]:
 
 def _cycles(path: pathlib.Path, trips: tuple[int, ...]) -> int:
     """Bundles in the loop over grid steps, the longest at depth one: each issues in one cycle."""
-    steps, before = [(0, [])], 0  # bundles of each loop at depth one, and of the loops in it
+    steps = [(0, [])]  # bundles of each loop at depth one, and of the loops in it
     for depth, begins in _depths(path):
-        if depth and (not before or (begins and depth == 1)):
+        if begins and depth == 1:
             steps.append((0, []))
         count, loops = steps[-1]
-        if depth >= 2 and (before < 2 or (begins and depth == 2)):
+        if begins and depth == 2:
             loops.append(0)
         if depth >= 2:
             loops[-1] += 1
-        steps[-1], before = (count + (depth >= 1), loops), depth
+        steps[-1] = count + (depth >= 1), loops
     count, loops = max(steps)
     if all(n == 1 for n in trips):
         return count
@@ -158,13 +161,13 @@ def _cycles(path: pathlib.Path, trips: tuple[int, ...]) -> int:
 
 def _loops(path: pathlib.Path) -> tuple[int, ...]:
     """Bundles of each loop within a grid step."""
-    lengths, current = [], 0
+    lengths = []
     for depth, begins in _depths(path):
-        if current and (depth < 2 or (begins and depth == 2)):
-            lengths.append(current)
-            current = 0
-        current += depth >= 2
-    return tuple(length for length in (*lengths, current) if length) or (0,)
+        if begins and depth == 2:
+            lengths.append(0)
+        if depth >= 2:
+            lengths[-1] += 1
+    return tuple(lengths) or (0,)
 
 
 def _units(directory: pathlib.Path, kernel: str) -> collections.Counter:
