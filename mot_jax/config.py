@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 from mot_jax.config_experts import Depth, ExpertChoice, FeedForward, TokenChoice, check_depth, check_feed_forward
+from mot_jax.config_memory import Memory, check_memory
 from mot_jax.errors import ConfigError, nearest
 
 Part = Literal["attention", "feed_forward", "norm"]
@@ -60,6 +61,7 @@ class Model:
     head_dim: int | None = None  # None: dim / num_heads
     ffn_dim: int | None = None  # None: 8/3 dim, rounded up to a multiple of 256
     feed_forward: FeedForward | Mapping[str, FeedForward] = FeedForward()
+    memory: Memory | None = None  # in place of the feed-forward of the layers it names
     plan: tuple[tuple[int, tuple[Block, ...]], ...] | None = (
         None  # (repeat, blocks) runs; None: num_layers plain blocks
     )
@@ -137,6 +139,19 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ValuesOptimizer:
+    """AdamW of memory tables, on the others' schedule (arXiv 2412.09764, section 4).
+
+    `touched` updates the rows that were read and leaves the others, their moments too, as they are.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0  # 0: no clipping; the tables' own norm
+    update: Literal["dense", "touched"] = "dense"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """AdamW with warmup, a schedule and global-norm clipping."""
 
@@ -149,6 +164,7 @@ class Optimizer:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0  # 0: no clipping
+    values: ValuesOptimizer = ValuesOptimizer()  # of Model.memory's tables
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,15 +248,25 @@ def expand(model: Model) -> tuple[Block, ...]:
     """The plan as one fully specified block a layer."""
     plan = model.plan if model.plan is not None else ((model.num_layers, (Block(),)),)
     layers = [block for repeat, blocks in plan for _ in range(repeat) for block in blocks]
+
+    def feed_forward(index: int, block: Block):
+        given = model.feed_forward if block.feed_forward is None else block.feed_forward
+        if model.memory is None or index not in model.memory.layers:
+            return given
+        if model.memory.modalities is None:
+            return model.memory
+        others = given if isinstance(given, Mapping) else dict.fromkeys(model.modalities or (), given)
+        return FrozenMapping({**others, **dict.fromkeys(model.memory.modalities, model.memory)})
+
     return tuple(
         Block(
             untied=model.untied if block.untied is None else block.untied,
             ffn_dim=block.ffn_dim or model.ffn_dim or default_ffn_dim(model.dim),
-            feed_forward=model.feed_forward if block.feed_forward is None else block.feed_forward,
+            feed_forward=feed_forward(index, block),
             norm_order=block.norm_order or model.norm_order,
             depth=block.depth,
         )
-        for block in layers
+        for index, block in enumerate(layers)
     )
 
 
@@ -283,8 +309,15 @@ def pools(model: Model, block: Block) -> tuple[Pool, ...]:
 
 
 def has_experts(model: Model, block: Block) -> bool:
-    """Whether any of a block's pools is more than one SwiGLU."""
-    return any(type(pool.kind) is not FeedForward for pool in pools(model, block))
+    """Whether any of a block's pools is more than one SwiGLU, and not all are memories."""
+    kinds = {type(pool.kind) for pool in pools(model, block)}
+    return bool(kinds - {FeedForward}) and kinds != {Memory}
+
+
+def has_memory(block: Block) -> bool:
+    """Whether some tokens of a block of `expand(model)` read a memory."""
+    given = block.feed_forward
+    return any(isinstance(kind, Memory) for kind in (given.values() if isinstance(given, Mapping) else (given,)))
 
 
 def expert_dim(model: Model, block: Block) -> int:
@@ -358,6 +391,7 @@ def check_model(model: Model) -> None:
         raise ConfigError(f"Model.head_dim: {head_dim} is odd; rotary embedding needs pairs")
     if not expand(model):
         raise ConfigError("Model.plan: has no layers")
+    _check_memory(model)
     for modality, owner in model.groups.items():
         for name in (modality, owner):
             if model.modalities is not None and name not in model.modalities:
@@ -383,6 +417,19 @@ def _check_experts(model: Model, block: Block) -> None:
     widths = {pool.name: pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block)}
     if len(set(widths.values())) > 1:
         raise ConfigError(f"{name}: expected one ffn_dim for all experts of a layer, got {widths}")
+
+
+def _check_memory(model: Model) -> None:
+    plan = [block.feed_forward for _, blocks in model.plan or () for block in blocks]
+    for given in (model.feed_forward, *plan):
+        if any(isinstance(kind, Memory) for kind in (given.values() if isinstance(given, Mapping) else (given,))):
+            raise ConfigError("Model.feed_forward: got a Memory; expected it in Model.memory, with Memory.layers")
+    if model.memory is None:
+        return
+    check_memory(model.memory, model.dim, len(expand(model)))
+    for name in model.memory.modalities or ():
+        if model.modalities is not None and name not in (names := group_names(model)):
+            raise ConfigError(f"Memory.modalities: no group {name!r}{nearest(name, names)}")
 
 
 def _check_rope_scaling(scaling: RopeScaling) -> None:
@@ -431,6 +478,8 @@ def check_run(run: Run) -> None:
             raise ConfigError(f"Train.modality_weights[{modality!r}]: expected at least 0, got {weight}")
     if not 0 < run.sample.top_p <= 1:
         raise ConfigError(f"Sample.top_p: expected more than 0 and at most 1, got {run.sample.top_p}")
+    for field in ("learning_rate", "weight_decay", "clip_norm"):
+        _check_least(f"ValuesOptimizer.{field}", getattr(run.optimizer.values, field), 0)
     for name, value in (("Optimizer.b1", run.optimizer.b1), ("Optimizer.b2", run.optimizer.b2)):
         if not 0 <= value < 1:
             raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")

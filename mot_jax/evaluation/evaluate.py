@@ -19,6 +19,7 @@ from mot_jax.evaluation.losses import HeldOutLoss, evaluation_mesh, heldout_loss
 from mot_jax.evaluation.pictures import sample_picture
 from mot_jax.evaluation.report import print_losses, print_scores
 from mot_jax.evaluation.tasks import Accuracy, Scores, TaskContext, find_task
+from mot_jax.evaluation.usage import memory_usage
 from mot_jax.generation.auxiliary import cannot_generate
 from mot_jax.training.progress import preparation, say
 
@@ -71,10 +72,17 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
             batches = evaluation_batches(dataset, run.data, SPLIT)
             causal = name == CAUSAL
             losses[name] = heldout_losses(run, loaded.vocabulary, loaded.params, batches, mesh, causal=causal)
+        batches = evaluation_batches(dataset, run.data, SPLIT)
+        usage = memory_usage(run, loaded.params, batches, mesh)
     documents = len(dataset.split(SPLIT))
     say(console, f"{run_dir} at step {loaded.step}: {documents:,} held-out documents")
     for name, by in _losses_of(model).items():
         print_losses(console, losses[name], by)
+    for layer, of in usage.items():
+        say(
+            console,
+            f"memory of layer {layer}: {of.used:.1%} of its values read, KL of usage to uniform {of.kl_to_uniform:.2f}",
+        )
 
     scores: dict[str, Scores] = {}
     for name, task in tasks.items():
@@ -99,6 +107,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
         "split": SPLIT,
         "documents": documents,
         **{kind: {name: _loss_json(loss) for name, loss in of.items()} for kind, of in losses.items()},
+        **({"memory": {str(layer): dataclasses.asdict(of) for layer, of in usage.items()}} if usage else {}),
         "tasks": {name: {score: _score_json(value) for score, value in of.items()} for name, of in scores.items()},
         "eval": dataclasses.asdict(run.eval),
         "sample": dataclasses.asdict(run.sample),

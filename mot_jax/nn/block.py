@@ -10,8 +10,9 @@ from mot_jax.nn.context import Context
 from mot_jax.nn.depth import DepthRouter
 from mot_jax.nn.experts import Experts
 from mot_jax.nn.feed_forward import FeedForward
+from mot_jax.nn.memory import Memory
 from mot_jax.nn.norm import Norm
-from mot_jax.nn.report import Report, nothing
+from mot_jax.nn.report import Report, merge, nothing
 from mot_jax.nn.rows import Rows
 
 
@@ -26,9 +27,11 @@ class Block(nnx.Module):
         output_std = 1.0 if block.norm_order == "post" else (2 * len(config.expand(model))) ** -0.5
         self.norm_order = block.norm_order
         self.attention = Attention(model, groups("attention"), output_std, rngs)
+        if config.has_memory(block):
+            self.memory = Memory(model, groups("feed_forward"), output_std, rngs)
         if config.has_experts(model, block):
             self.feed_forward = Experts(model, block, output_std, rngs)
-        else:
+        elif not config.has_memory(block):
             width = config.expert_dim(model, block)
             self.feed_forward = FeedForward(model.dim, width, groups("feed_forward"), output_std, rngs)
         self.attention_norm = Norm(model.dim, model.norm, model.norm_epsilon, groups("norm"))
@@ -58,9 +61,15 @@ class Block(nnx.Module):
         return attended, self.feed_forward_norm(more, rows), report
 
     def _feed_forward(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
-        if isinstance(self.feed_forward, Experts):
-            return self.feed_forward(x, rows, context)
-        return self.feed_forward(x, rows), nothing()
+        if not hasattr(self, "feed_forward"):
+            return self.memory(x, rows, context)
+        if not isinstance(self.feed_forward, Experts):
+            return self.feed_forward(x, rows), nothing()
+        y, report = self.feed_forward(x, rows, context)
+        if not hasattr(self, "memory"):
+            return y, report
+        recalled, read = self.memory(x, rows, context)
+        return y + recalled, merge(report, read)
 
 
 def num_groups(model: Model) -> int:

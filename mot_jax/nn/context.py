@@ -11,6 +11,9 @@ from mot_jax.parallel.collectives import BATCH_AXES, axis_size, shard_index
 # (layer, or None within a scan; q [B, S, N, H], k [B, S, K, H], v [B, S, K, H], segment_ids [B, S]) -> [B, S, N, H]
 Attend = Callable[[int | None, Array, Array, Array, Array], Array]
 
+# (layer, values' numbers int32[P, K], weights float32[P, K]) -> each token's weighted sum of values [P, Dv]
+Recall = Callable[[int, Array, Array], Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
@@ -29,6 +32,7 @@ class Context:
     """
 
     attend: Attend
+    recall: Recall
     layer: int | None  # None within a scan
     index: Array | int  # the layer's number, also within a scan
     blocks: int

@@ -71,6 +71,8 @@ class Experts(nnx.Module):
         assignments, reports, column, chooser = [], [], 0, 0
         for number, pool in enumerate(self.pools):
             kind = pool.kind
+            if not kind.stored:
+                continue  # a memory's tokens
             mine = group_ids == number if self.grouped else group_ids >= 0
             own = None
             if _learns(pool):

@@ -25,8 +25,13 @@ class Norm(nnx.Module):
         centred = hasattr(self, "bias")
         if centred:
             y = y - jnp.mean(y, -1, keepdims=True)
-        y = y * (jnp.mean(y * y, -1, keepdims=True) + self.epsilon) ** -0.5
+        y = unit(y, self.epsilon)
         y = y * per_row(rows, self.gain[...], y.ndim)
         if centred:
             y = y + per_row(rows, self.bias[...], y.ndim)
         return y.astype(x.dtype)
+
+
+def unit(y: Float[Array, "... D"], epsilon: float) -> Float[Array, "... D"]:
+    """y with a root mean square of one along its last axis."""
+    return y * (jnp.mean(y * y, -1, keepdims=True) + epsilon) ** -0.5

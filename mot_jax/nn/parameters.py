@@ -14,6 +14,11 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...],
     return nnx.Param(std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32), axes=axes)
 
 
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], bound: float) -> nnx.Param:
+    """float32, uniform between -bound and bound."""
+    return nnx.Param(jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound), axes=axes)
+
+
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
     """float32 filled with one value: norm gains and biases."""
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)

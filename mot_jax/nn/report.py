@@ -12,11 +12,15 @@ Metrics = dict[str, tuple[Any, Any]]  # name -> (sum, count), float32; Any: a tr
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Sums over this device's tokens. `balance` over blocks of rows, `auxiliary` (a cross-entropy) over tokens."""
+    """Sums over this device's tokens. `balance` over blocks of rows, `auxiliary` (a cross-entropy) over tokens.
+
+    reads: of a memory layer, the values' numbers int32[P, K] (past the last for no token's) and their weights, float32.
+    """
 
     balance: Any
     auxiliary: Any
     metrics: Metrics
+    reads: tuple[Any, Any] | None = None
 
 
 def nothing() -> Report:
@@ -25,9 +29,10 @@ def nothing() -> Report:
 
 
 def merge(*reports: Report) -> Report:
-    """The sums of several reports, whose metrics have different names."""
+    """The sums of several reports of one layer, whose metrics have different names."""
     return Report(
         balance=sum(report.balance for report in reports),
         auxiliary=sum(report.auxiliary for report in reports),
         metrics={name: value for report in reports for name, value in report.metrics.items()},
+        reads=next((report.reads for report in reports if report.reads is not None), None),
     )

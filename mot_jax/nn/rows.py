@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from kernels_pallas.grouped_matmul import Layout, align_rows, group_rows, grouped_matmul, ungroup_rows
 
@@ -28,6 +28,13 @@ class Rows:
     group_ids: Array
     segment_ids: Array
     rope: tuple[Array, Array]
+
+    @property
+    def real(self) -> Bool[Array, " P"]:
+        """Which rows are some document's tokens."""
+        if self.layout is None:
+            return self.segment_ids.reshape(-1) > 0
+        return self.layout.row_of_slot < self.layout.num_rows
 
 
 def make_rows(

@@ -16,11 +16,12 @@ from mot_jax.config import Model
 from mot_jax.nn import rotary
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.block import Block, num_groups
-from mot_jax.nn.context import Attend, Context, Noise, local_blocks
+from mot_jax.nn.context import Attend, Context, Noise, Recall, local_blocks
 from mot_jax.nn.embedding import Embedding
 from mot_jax.nn.norm import Norm
 from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave, make_rows
+from mot_jax.nn.values import recall_from, tables
 from mot_jax.parallel.collectives import gather
 from mot_jax.parallel.rules import local_shape
 from mot_jax.routing.token_choice import hash_bucket
@@ -40,9 +41,10 @@ HASH_SALT = 1 << 16  # apart from the layers' own
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """How one forward pass runs: attention, and how routers decide (see `Context`)."""
+    """How one forward pass runs: attention, reading memories (None: the model's tables), how routers decide."""
 
     attend: Attend
+    recall: Recall | None = None
     causal: bool = False
     noise: Noise | None = None
 
@@ -56,6 +58,8 @@ class Transformer(nnx.Module):
         self.layers = nnx.Dict({str(i): Block(model, block, rngs) for i, block in enumerate(config.expand(model))})
         groups = num_groups(model) if "norm" in model.untied else None
         self.final_norm = Norm(model.dim, model.norm, model.norm_epsilon, groups)
+        if model.memory is not None:
+            self.values = tables(model, rngs)
         if not model.tied_head:
             self.head = Embedding(model.vocab_size, model.dim, rngs)
 
@@ -83,9 +87,12 @@ class Transformer(nnx.Module):
         model, blocks = self.model, config.expand(self.model)
         layers = [nnx.split(self.layers[str(i)]) for i in range(len(blocks))]
         parts = local_blocks(model.selection_groups)
+        recall = run.recall
+        if recall is None and model.memory is not None:
+            recall = recall_from(model, {name: table[...] for name, table in self.values.items()})
 
         def one(graph, layer, index, params, x):
-            context = Context(run.attend, layer, index, parts, run.causal, run.noise)
+            context = Context(run.attend, recall, layer, index, parts, run.causal, run.noise)
             return nnx.merge(graph, params)(x, rows, context)
 
         if model.remat != "none":
@@ -95,9 +102,16 @@ class Transformer(nnx.Module):
             for index, (graph, params) in enumerate(layers):
                 x, reports[index] = one(graph, index, index, params, x)
             return x, reports
-        for _, equal in itertools.groupby(range(len(blocks)), key=lambda i: blocks[i]):
+        # A memory's layer has to know which it is.
+        for _, equal in itertools.groupby(
+            range(len(blocks)), key=lambda i: (blocks[i], config.has_memory(blocks[i]) and i)
+        ):
             indices = list(equal)
             graph = layers[indices[0]][0]
+            if len(indices) == 1:
+                (index,) = indices
+                x, reports[index] = one(graph, index, index, layers[index][1], x)
+                continue
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[i][1] for i in indices))
 
             def body(x, layer, graph=graph):
@@ -114,7 +128,7 @@ def _in_group_order(model: Model) -> bool:
     """Whether rows are kept by group: parts other than experts own weights, and experts sort their tokens anyway."""
     return "norm" in model.untied or any(
         {"attention", "norm"} & {*block.untied}
-        or ("feed_forward" in block.untied and not config.has_experts(model, block))
+        or ("feed_forward" in block.untied and (config.has_memory(block) or not config.has_experts(model, block)))
         for block in config.expand(model)
     )
 
@@ -172,7 +186,13 @@ def merge(model: Model, params: dict) -> Transformer:
 
 
 def apply(
-    model: Model, params: dict, batch: Batch, *, causal: bool = False, noise: Noise | None = None
+    model: Model,
+    params: dict,
+    batch: Batch,
+    *,
+    causal: bool = False,
+    noise: Noise | None = None,
+    recall: Recall | None = None,
 ) -> tuple[Float[Array, "B S D"], dict[int, Report]]:
     """Hidden states of a packed batch after the final norm, and what each layer reports of its routing.
 
@@ -182,13 +202,14 @@ def apply(
       causal: nothing depends on later tokens or other rows: auxiliary routers stand in where training compares
         tokens, and no capacity is limited.
       noise: for routers that want some in training; None adds none.
+      recall: reads memories' tables instead of the pass itself; see `Context`.
     """
     batch = jax.tree.map(jnp.asarray, batch)
 
     def attend(layer: int | None, q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
         return causal_in_document(q, k, v, segment_ids)
 
-    run = Pass(attend, causal, noise)
+    run = Pass(attend, recall, causal, noise)
     return merge(model, params)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids, run)
 
 

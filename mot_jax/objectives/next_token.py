@@ -5,6 +5,8 @@ goes by the INPUT's) and both sums over every device and microbatch of the optim
 metrics, not the objective.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -12,12 +14,21 @@ from jaxtyping import Array, Float
 from mot_jax.batch import Batch
 from mot_jax.config import Model
 from mot_jax.nn import transformer
-from mot_jax.nn.context import Noise
-from mot_jax.nn.report import Metrics, Report
+from mot_jax.nn.context import Noise, Recall
+from mot_jax.nn.report import Metrics
 from mot_jax.objectives.cross_entropy import cross_entropy
 from mot_jax.vocabulary import Vocabulary
 
 ROUTER = "router/"  # what the names of a layer's own metrics begin with
+
+
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Of all layers: the sums of `Report`, and by layer what memories read."""
+
+    balance: Float[Array, ""]
+    auxiliary: Float[Array, ""]
+    reads: dict[int, tuple[Array, Array]]
 
 
 def target_count(batch: Batch) -> Float[Array, ""]:
@@ -35,14 +46,15 @@ def loss_sum(
     modality_weights: dict[str, float] | None = None,
     causal: bool = False,
     noise: Noise | None = None,
-) -> tuple[Float[Array, ""], Metrics, Report]:
-    """This device's numerator of the objective, the sums and counts of its metrics, and what all routers add.
+    recall: Recall | None = None,
+) -> tuple[Float[Array, ""], Metrics, Routing]:
+    """This device's numerator of the objective, the sums and counts of its metrics, and what its layers add.
 
-    `causal` and `noise` are `transformer.apply`'s. Metrics: "loss" and "loss/<modality>" are plain cross-entropy in
-    nats over target tokens, by the target's modality; "modality_tokens/<modality>" counts input tokens;
-    "router/<layer>/..." is what a layer reports of its routing.
+    `causal`, `noise` and `recall` are `transformer.apply`'s. Metrics: "loss" and "loss/<modality>" are plain
+    cross-entropy in nats over target tokens, by the target's modality; "modality_tokens/<modality>" counts input
+    tokens; "router/<layer>/..." is what a layer reports of its routing.
     """
-    hidden, reports = transformer.apply(model, params, batch, causal=causal, noise=noise)
+    hidden, reports = transformer.apply(model, params, batch, causal=causal, noise=noise, recall=recall)
     weights_of = modality_weights or {}
     by_modality = np.asarray([weights_of.get(name, 1.0) for name in vocabulary.names], np.float32)
     targets = batch.targets.reshape(-1)
@@ -67,4 +79,5 @@ def loss_sum(
     zero = jnp.zeros((), jnp.float32)
     balance = sum((report.balance for report in reports.values()), zero)
     auxiliary = sum((report.auxiliary for report in reports.values()), zero)
-    return total, metrics, Report(balance, auxiliary, {})
+    reads = {layer: report.reads for layer, report in reports.items() if report.reads is not None}
+    return total, metrics, Routing(balance, auxiliary, reads)

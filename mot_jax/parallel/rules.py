@@ -12,6 +12,8 @@ RULES: dict[str | None, str | None] = {
     "group": None,
     "expert": None,
     "norm": None,
+    "value_row": "fsdp",  # of a memory's table: whose tokens read whose rows is exchanged, the table stays
+    "value_column": "tensor",
     None: None,
 }
 

@@ -1,7 +1,8 @@
 """Counting the floating-point operations of training a model."""
 
-from mot_jax.config import Block, Model, expand, expert_dim, heads, pools
+from mot_jax.config import Block, Model, expand, expert_dim, has_memory, heads, pools
 from mot_jax.config_experts import AverageKey, ExpertChoice, TokenChoice
+from mot_jax.config_memory import Memory, key_dim, value_dim
 
 # Dense bfloat16 operations per second of one device, by the start of `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {
@@ -39,9 +40,17 @@ def _layer(model: Model, block: Block, sequence_length: int) -> float:
     scores = 2 * num_heads * head_dim * through * sequence_length / 2
     owned = pools(model, block)
     experts = float(max(pool.kind.active for pool in owned)) * 3 * model.dim * expert_dim(model, block)
+    recalled = _memory(model.memory, model.dim) if has_memory(block) else 0
     scored = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice | AverageKey))
     depth_router = model.dim if block.depth else 0
-    return through * (projections + scores + experts + model.dim * scored) + depth_router
+    return through * (projections + scores + experts + recalled + model.dim * scored) + depth_router
+
+
+def _memory(memory: Memory, dim: int) -> float:
+    """Multiply-adds of queries, scores of sub-keys, the weighted sum of what is read, the gate and its output."""
+    width, keys = value_dim(memory, dim), key_dim(memory, dim)
+    gated = 2 * dim * width if memory.gated else 0
+    return memory.heads * keys * (dim + memory.num_keys) + memory.reads * width + gated
 
 
 def train_flops_per_token(model: Model, sequence_length: int) -> float:

@@ -17,7 +17,7 @@ from mot_jax.training.checksum import path_name
 from mot_jax.training.run_directory import CHECKPOINTS
 from mot_jax.training.state import parameter_shardings
 
-ROUTERS = ("router", "auxiliary")  # in a parameter's path
+NEW = ("router", "auxiliary", "memory", "values")  # in the paths of parameters that the source may lack
 
 
 def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, int, dict, dict]:
@@ -70,7 +70,7 @@ def _stored_form(
     """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None for a new router's."""
     name = path_name(path)
     shape = stored.get(name, leaf.shape)  # a missing one is named when it is asked for
-    if name not in stored and any(key.key in ROUTERS for key in path):
+    if name not in stored and any(key.key in NEW for key in path):
         return None
     if shape == leaf.shape:
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding)

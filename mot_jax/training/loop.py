@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mot_jax import config
 from mot_jax.config import Run
+from mot_jax.config_memory import LANES, value_dim
 from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
 from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream
@@ -30,12 +31,14 @@ from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.curves import draw_losses
 from mot_jax.training.init_from import init_from
 from mot_jax.training.interruption import interruption
+from mot_jax.training.memory_picture import draw_memory
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.progress import TrainProgress, duration_text, preparation, say
 from mot_jax.training.router_picture import draw_routers
 from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
 from mot_jax.training.step import make_loss_eval, make_train_step
 from mot_jax.training.steps import Job, Loop, Start, digests
+from mot_jax.training.table_memory import check_table_fits
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
 
@@ -65,6 +68,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
     _check_names(run)
     mesh = make_mesh(run.parallel)
+    check_table_fits(run, mesh)
     tx, schedule = make_optimizer(run.optimizer, run.train.steps, run.train.only)
     train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
     by_auxiliary = config.sees_future(run.model) and run.model.auxiliary_routers
@@ -89,7 +93,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         # Everything that can be refused has been: only now is anything written.
         run_directory.write_config(directory, config_text)
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
-        _introduce(run, directory, start.step if continues else None, note)
+        _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, note)
         evaluates, drawing = _shows(dataset, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
@@ -121,6 +125,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         lines = read_metrics(directory / run_directory.METRICS)
         draw_losses(lines, directory / run_directory.LOSSES)
         draw_routers(lines, directory / run_directory.ROUTERS)
+        draw_memory(lines, directory / run_directory.MEMORY)
     if stream.split or stream.dropped:
         note(
             f"longer than a row of {run.data.sequence_length} tokens, of the documents read since this start: "
@@ -191,9 +196,14 @@ def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) 
     return reason is None
 
 
-def _introduce(run: Run, directory: epath.Path, resumed: int | None, note: Callable[[str], None]) -> None:
+def _introduce(
+    run: Run, directory: epath.Path, resumed: int | None, platform: str, note: Callable[[str], None]
+) -> None:
     stored, activated = count.stored(run.model), count.activated(run.model)
     note(f"run directory: {os.fspath(directory)}" + ("" if resumed is None else f", from step {resumed}"))
     note(f"parameters: {stored:,} stored, {activated:,} activated by a token")
+    memory = run.model.memory
+    if platform == "tpu" and memory and (width := value_dim(memory, run.model.dim)) % LANES:
+        note(f"Memory.value_dim: {width} is no multiple of {LANES}; no kernel reads such rows, XLA does")
     tokens = run.data.global_batch_size * run.data.sequence_length
     note(f"data: {', '.join(run.model.modalities)}; {tokens:,} tokens a step, {run.train.steps} steps")

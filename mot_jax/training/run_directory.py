@@ -20,6 +20,7 @@ SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
 LOSSES = "losses.png"
 ROUTERS = "routers.png"
+MEMORY = "memory.png"
 
 # What a resumed run may change: its length and intervals, where it runs and how it fits there, how it is looked at.
 # Where the data lie may change too: the fingerprint of the data decides whether they are the same.

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from mot_jax.config import Model
 from mot_jax.nn import transformer
 from mot_jax.parallel.mesh import like_parameters, replicated, shardings
+from mot_jax.training import values
 
 
 @jax.tree_util.register_dataclass
@@ -34,11 +35,24 @@ def parameter_shardings(model: Model, mesh: Mesh) -> dict:
     return shardings(transformer.abstract(model), transformer.logical_axes(model), mesh)
 
 
+def init_optimizer(params: dict, tx: optax.GradientTransformation) -> Any:
+    """The optimizer's state: of memory tables their own, of all else that of `tx`."""
+    if "values" not in params:
+        return tx.init(params)
+    rest, tables = split_values(params)
+    return {"rest": tx.init(rest), "values": values.init(tables)}
+
+
+def split_values(params: dict) -> tuple[dict, dict]:
+    """(all else, the memory tables), each a tree of its own from the root."""
+    return {k: v for k, v in params.items() if k != "values"}, {"values": params["values"]}
+
+
 def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state's tree of shardings; optimizer moments lie where their parameters do."""
     params = parameter_shardings(model, mesh)
     shapes = transformer.abstract(model)
-    opt_state = like_parameters(jax.eval_shape(tx.init, shapes), shapes, params, mesh)
+    opt_state = like_parameters(jax.eval_shape(lambda p: init_optimizer(p, tx), shapes), shapes, params, mesh)
     counter = replicated(mesh)
     return TrainState(params=params, opt_state=opt_state, step=counter, bad_steps=counter, skipped=counter)
 
@@ -46,7 +60,7 @@ def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh) 
 def fresh_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
     """Step 0 with these parameters."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params=params, opt_state=tx.init(params), step=zero, bad_steps=zero, skipped=zero)
+    return TrainState(params=params, opt_state=init_optimizer(params, tx), step=zero, bad_steps=zero, skipped=zero)
 
 
 def init_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:

@@ -20,7 +20,9 @@ from mot_jax.objectives.next_token import loss_sum, target_count
 from mot_jax.parallel.collectives import AXES, BATCH_AXES, axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
 from mot_jax.parallel.rules import partition_spec
-from mot_jax.training.state import TrainState, parameter_shardings, state_shardings
+from mot_jax.training import values
+from mot_jax.training.row_gradients import recall_with, row_gradients, taps
+from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
 from mot_jax.vocabulary import Vocabulary
 
 
@@ -29,10 +31,21 @@ def _parameter_specs(model: Model) -> dict:
     return jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
-def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step: jax.Array) -> tuple[dict, Metrics]:
+def by_row(run: Run, mesh: Mesh) -> bool:
+    """Whether the step knows the gradient of memory tables only by the rows that were read.
+
+    On a mesh of several devices each one's shard of it is dense, since tokens of all of them read it.
+    """
+    return run.model.memory is not None and run.optimizer.values.update == "touched" and mesh.size == 1
+
+
+def gradients(
+    run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step: jax.Array, by_row: bool = False
+) -> tuple[dict, Metrics]:
     """Gradient of the objective and summed metrics, from one device's shards of parameters and rows.
 
     Microbatches are runs of this device's rows; the count they are divided by is the whole step's, taken first.
+    With `by_row` the gradients of memory tables are a `RowsGradient` each.
     """
     model, train = run.model, run.train
     blocks = model.selection_groups * train.accumulation * axis_size("tensor")
@@ -41,40 +54,58 @@ def gradients(run: Run, vocabulary: Vocabulary, params: dict, batch: Batch, step
     key = jax.random.fold_in(jax.random.key(train.seed), step) if noisy else None
     count = jnp.maximum(sum_over(target_count(batch), BATCH_AXES), 1.0) * axis_size("tensor")
 
-    def objective(params, microbatch, number):
+    tables = params["values"] if by_row else {}
+    trained = split_values(params)[0] if by_row else params
+
+    def objective(trained, taps, microbatch, number):
         noise = None if key is None else Noise(key, first_block(model.selection_groups, train.accumulation, number))
         total, metrics, routing = loss_sum(
             model,
-            params,
+            {**trained, "values": tables} if by_row else trained,
             microbatch,
             vocabulary,
             z_loss=train.z_loss,
             modality_weights=train.modality_weights,
             noise=noise,
+            recall=recall_with(model, tables, taps) if taps else None,
         )
+        loss = (total + routing.auxiliary) / count + routing.balance / blocks
         if train.only == "auxiliary_routers":
-            return routing.auxiliary / count, metrics
-        return (total + routing.auxiliary) / count + routing.balance / blocks, metrics
+            loss = routing.auxiliary / count
+        return loss, (metrics, routing.reads)
 
-    one = jax.grad(objective, has_aux=True)
+    micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], micro)
+    zeros = taps(model, jax.eval_shape(objective, trained, {}, first, 0)[1][1]) if by_row else {}
+
+    def one(microbatch, number):
+        """(what adds up over microbatches, what does not)"""
+        (grads, d_taps), (metrics, reads) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
+            trained, zeros, microbatch, number
+        )
+        return (grads, metrics), (d_taps, reads) if by_row else ()
+
     if train.accumulation == 1:
-        grads, metrics = one(params, batch, 0)
+        (grads, metrics), read = one(batch, 0)
     else:
-        micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, params, jax.tree.map(lambda x: x[0], micro), 0))
+        start = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first, 0)[0])
 
         def add(carry, microbatch):
-            return jax.tree.map(jnp.add, carry, one(params, *microbatch)), None
+            added, read = one(*microbatch)
+            return jax.tree.map(jnp.add, carry, added), read
 
         numbers = jnp.arange(train.accumulation, dtype=jnp.int32)
-        (grads, metrics), _ = jax.lax.scan(add, zeros, (micro, numbers))
+        (grads, metrics), read = jax.lax.scan(add, start, (micro, numbers))
         # A count of tokens adds up over microbatches; how many values it is the mean of does not.
         metrics = {k: (s, jnp.float32(1) if k.startswith("modality_tokens/") else n) for k, (s, n) in metrics.items()}
 
     def reduce(grad, spec):
         return sum_over(grad, tuple(axis for axis in AXES if axis not in spec))
 
-    grads = jax.tree.map(reduce, grads, _parameter_specs(model))
+    specs = _parameter_specs(model)
+    if by_row:  # on one device
+        return {**grads, "values": row_gradients(model, *read)}, _sum_metrics(metrics)
+    grads = jax.tree.map(reduce, grads, specs)
     return grads, _sum_metrics(metrics)
 
 
@@ -119,26 +150,40 @@ def make_train_step(
       ConfigError: the rows do not divide over devices and microbatches, or a parameter over its mesh axis.
     """
     check_rows(run, mesh)
-    specs = _parameter_specs(run.model)
+    specs, rows_only = _parameter_specs(run.model), by_row(run, mesh)
     sharded_gradients = jax.shard_map(
-        lambda params, batch, step: gradients(run, vocabulary, params, batch, step),
+        lambda params, batch, step: gradients(run, vocabulary, params, batch, step, rows_only),
         mesh=mesh,
         in_specs=(specs, PartitionSpec(BATCH_AXES), PartitionSpec()),
-        out_specs=(specs, PartitionSpec()),
+        out_specs=({**specs, "values": PartitionSpec()} if rows_only else specs, PartitionSpec()),
         check_vma=False,
     )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, metrics = sharded_gradients(state.params, batch, state.step)
+        one = jnp.float32(1)
+        params, opt_state, tables = state.params, state.opt_state, {}
+        if run.model.memory is not None:
+            grads, d_tables = split_values(grads)
+            params, tables = split_values(params)
+            opt_state, tables_state = opt_state["rest"], opt_state["values"]
+            metrics["values_grad_norm"] = (values.gradient_norm(d_tables), one)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        finite = jnp.isfinite(norm + metrics.get("values_grad_norm", (0.0,))[0]) & jnp.isfinite(metrics["loss"][0])
 
         def update():
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state
+            updates, new_state = tx.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), new_state
 
         # A branch, not a select: that would copy the optimizer's moments.
-        params, opt_state = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state))
+        params, opt_state = jax.lax.cond(finite, update, lambda: (params, opt_state))
+        if tables and run.train.only is None:
+            key = jax.random.fold_in(jax.random.key(run.train.seed), state.step)
+            tables, tables_state = values.update(
+                run.optimizer, run.train.steps, tables, tables_state, d_tables, finite, key, mesh
+            )
+        if tables:
+            params, opt_state = {**params, **tables}, {"rest": opt_state, "values": tables_state}
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(
             params=params,
@@ -147,7 +192,6 @@ def make_train_step(
             bad_steps=(state.bad_steps + 1) * bad,
             skipped=state.skipped + bad,
         )
-        one = jnp.float32(1)
         metrics["grad_norm"] = (norm, one)
         metrics["skipped"] = (bad.astype(jnp.float32), one)
         metrics["bad_steps"] = (new.bad_steps.astype(jnp.float32), one)

@@ -15,6 +15,7 @@ from mot_jax.data.dataset import Dataset
 from mot_jax.data.pipeline import evaluation_batches
 from mot_jax.data.prefetch import Prefetch
 from mot_jax.errors import UserError
+from mot_jax.evaluation.usage import memory_usage, usage_metrics
 from mot_jax.objectives.next_token import ROUTER
 from mot_jax.parallel.mesh import batch_sharding
 from mot_jax.training import flops
@@ -141,6 +142,7 @@ class Loop:
             **{name: value for name, value in means.items() if name.startswith(ROUTER)},
             "learning_rate": float(self.job.schedule(max(step - 1 - self.skipped, 0))),
             "grad_norm": means.get("grad_norm"),
+            **{name: means[name] for name in ("values_grad_norm",) if name in means},
             "skipped": self.skipped,
         }
         self._write(line)
@@ -210,6 +212,7 @@ class Loop:
             means = window.means()
             line |= {f"{prefix}{name}": value for name, value in self._by_modality("loss", means).items()}
             line |= {f"{prefix}{name}": value for name, value in means.items() if name.startswith(ROUTER)}
+        line |= usage_metrics(memory_usage(job.run, self.state.params, batches, job.mesh))
         if batches:
             self._write(line)
             job.progress.validation(line)

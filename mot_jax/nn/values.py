@@ -1,0 +1,34 @@
+"""The tables that memory layers read: parameters at the root of the model, each there once."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int32
+
+from mot_jax import config_memory
+from mot_jax.config import Model
+from mot_jax.parallel.value_exchange import read
+
+AXES = ("value_row", "value_column", None)
+
+
+def tables(model: Model, rngs: nnx.Rngs) -> nnx.Dict:
+    """Normal with the standard deviation width^-1/2, by name (`Memory.table_of`)."""
+    memory: config_memory.Memory = model.memory
+    shape = config_memory.table_shape(memory, model.dim)
+    std = config_memory.value_dim(memory, model.dim) ** -0.5
+
+    def table():
+        return nnx.Param((std * jax.random.normal(rngs.params(), shape)).astype(memory.dtype), axes=AXES)
+
+    return nnx.Dict({name: table() for name in dict.fromkeys(map(memory.table_of, memory.layers))})
+
+
+def recall_from(model: Model, values: dict):
+    """How layers read these tables (`Context.recall`); inside a manual mesh they are one device's shards."""
+
+    def recall(layer: int, rows: Int32[Array, "P K"], weights: Float32[Array, "P K"]) -> Float[Array, "P Dv"]:
+        table = jnp.asarray(values[model.memory.table_of(layer)])
+        return read(table, rows, weights)
+
+    return recall
