@@ -62,7 +62,7 @@ class Memory(nnx.Module):
     def _best(self, x, rows: Rows) -> tuple[Float[Array, "P H k"], Int[Array, "P H k"]]:
         """Scores, float32, and numbers of the best keys."""
         queries = project(rows, x, use(self.query, x.dtype)).reshape(-1, self.memory.heads, 2, self.half)
-        keys = use(self.keys, jnp.float32)
+        keys = use(self.keys, jnp.dtype("float32"))
         if self.memory.qk_norm:
             queries = self.query_norm(queries, rows)
             gain = self.key_gain[...] * self.half**-0.5

@@ -4,6 +4,8 @@ The tables are constants of the loss. Zeros are added to what each memory layer 
 with the rows and weights that were read, says what each row's gradient is.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -14,7 +16,7 @@ from mot_jax.config_memory import value_dim
 from mot_jax.nn.context import Recall
 from mot_jax.nn.values import recall_from
 
-Reads = dict[int, tuple[Array, Array]]  # layer -> rows [..., P, K], weights [..., P, K]
+Reads = dict[int, tuple[Any, Any]]  # layer -> rows [..., P, K], weights [..., P, K]; arrays or their shapes
 
 
 def taps(model: Model, reads: Reads) -> dict[int, Array]:
