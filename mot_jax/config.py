@@ -123,8 +123,8 @@ class Digits(Source):
 class Facts(Source):
     """Facts about cities and countries, each stated in several phrasings and asked for in another; text alone."""
 
-    cities: int = 16_000  # with 2.5 facts each; the 30,496 that have a name of their own are the most there are
-    text_codes: int = 2048
+    cities: int = 8_000  # the most populous of some 30,000 that have a name of their own; 2.4 facts each
+    text_codes: int = 1024
     seed: int = 0
 
     def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
