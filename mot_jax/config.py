@@ -122,6 +122,20 @@ class Digits(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts(Source):
+    """Facts about cities and countries, each stated in several phrasings and asked for in another; text alone."""
+
+    cities: int = 8_000  # the most populous of some 30,000 that have a name of their own; 2.4 facts each
+    text_codes: int = 1024
+    seed: int = 0
+
+    def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
+        from mot_jax.data.facts import prepare
+
+        prepare(self, directory, report)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """The documents and how they become batches. `path` is a prepared data set; without it `source` is prepared."""
 
@@ -185,6 +199,7 @@ class Train:
     keep_checkpoints: int = 3
     eval_every: int = 500
     sample_every: int = 500
+    task_every: int = 0  # the tasks of Eval.tasks; eval.py does them for a finished run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -463,7 +478,7 @@ AT_LEAST_ZERO = (
     *("Data.reader_threads", "Data.prefetch", "Data.seed", "Optimizer.learning_rate", "Optimizer.warmup_steps"),
     *("Optimizer.final_fraction", "Optimizer.epsilon", "Optimizer.weight_decay", "Optimizer.clip_norm", "Train.steps"),
     *("Train.seed", "Train.z_loss", "Train.log_every", "Train.checkpoint_every", "Train.eval_every"),
-    *("Train.sample_every", "Sample.temperature", "Sample.top_k", "Eval.seed"),
+    *("Train.sample_every", "Train.task_every", "Sample.temperature", "Sample.top_k", "Eval.seed"),
 )
 
 

@@ -21,6 +21,7 @@ from mot_jax.evaluation.report import print_losses, print_scores
 from mot_jax.evaluation.tasks import Accuracy, Scores, TaskContext, find_task
 from mot_jax.evaluation.usage import memory_usage
 from mot_jax.generation.auxiliary import cannot_generate
+from mot_jax.training.flops import training_flops
 from mot_jax.training.progress import preparation, say
 
 SPLIT = "validation"
@@ -103,6 +104,7 @@ def evaluate(run_dir: epath.PathLike, run: Run, *, step: int | None = None) -> d
             )
     result = {
         "step": loaded.step,
+        "training_flops": training_flops(loaded.config, loaded.step),
         "data_set": dataset.fingerprint,
         "split": SPLIT,
         "documents": documents,

@@ -1,6 +1,6 @@
 """Counting the floating-point operations of training a model."""
 
-from mot_jax.config import Block, Model, expand, expert_dim, has_memory, heads, pools
+from mot_jax.config import Block, Model, Run, expand, expert_dim, has_memory, heads, pools
 from mot_jax.config_experts import AverageKey, ExpertChoice, TokenChoice
 from mot_jax.config_memory import Memory, key_dim, value_dim
 
@@ -56,6 +56,17 @@ def _memory(memory: Memory, dim: int) -> float:
 def train_flops_per_token(model: Model, sequence_length: int) -> float:
     """Forward and backward: the backward pass multiplies twice as much. Recomputation is not counted."""
     return 3.0 * forward_flops_per_token(model, sequence_length)
+
+
+def run_flops_per_token(run: Run) -> float:
+    """Of a step of `run`, its model resolved: frozen parameters (`Train.only`) have no backward pass."""
+    count = forward_flops_per_token if run.train.only else train_flops_per_token
+    return count(run.model, run.data.sequence_length)
+
+
+def training_flops(run: Run, steps: int) -> float:
+    """Spent by the first `steps` steps of `run`, on full rows; what a run it began from had spent is not in it."""
+    return run_flops_per_token(run) * steps * run.data.global_batch_size * run.data.sequence_length
 
 
 def peak_flops(devices) -> float | None:

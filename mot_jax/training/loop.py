@@ -95,6 +95,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
         _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, note)
         evaluates, drawing = _shows(dataset, note)
+        generates = _can_generate(run, directory, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
@@ -115,7 +116,8 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             board=board,
             progress=progress,
             evaluates=evaluates,
-            draws=evaluates and drawing and _can_generate(run, directory, note),
+            draws=evaluates and drawing and generates,
+            asks=bool(run.eval.tasks) and generates,
         )
         loop = Loop(job, batches, start)
         began = time.perf_counter()
@@ -191,8 +193,8 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
 
 def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) -> bool:
     reason = cannot_generate(run.model, directory)
-    if reason and run.train.sample_every:
-        note(f"no sample pictures: {reason}")
+    if reason and (run.train.sample_every or run.train.task_every):
+        note(f"no sample pictures, no tasks: {reason}")
     return reason is None
 
 

@@ -82,6 +82,12 @@ class TrainProgress:
             shown += f", by auxiliary routers {losses_text(line, 'causal_loss')}"
         self.note(shown)
 
+    def tasks(self, line: dict) -> None:
+        """The first score of each task, which stands for the others."""
+        first = {name.partition("/")[0]: name for name in reversed(line) if "/" in name}
+        scores = "  ".join(f"{name.replace('/', ' ')} {line[name]:.3f}" for name in reversed(first.values()))
+        self.note(f"step {line['step']}/{self._steps}  {scores}")
+
     def note(self, text: str) -> None:
         """A line that stays."""
         say(self._console, text)

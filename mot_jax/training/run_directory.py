@@ -27,6 +27,7 @@ MEMORY = "memory.png"
 FREE = frozenset(
     (
         *("Train.steps", "Train.log_every", "Train.checkpoint_every", "Train.eval_every", "Train.sample_every"),
+        "Train.task_every",
         *("Train.keep_checkpoints", "Train.max_bad_steps", "Train.init_from", "Train.accumulation"),
         *("Data.path", "Data.cache_dir", "Data.reader_threads", "Data.prefetch", "Data.verify"),
         *("Model.remat", "Model.scan_layers", "Parallel", "Sample", "Eval"),

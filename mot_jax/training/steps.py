@@ -28,6 +28,7 @@ from mot_jax.training.state import TrainState
 from mot_jax.training.writers import MetricsFile, TensorBoard
 
 CAUSAL = "causal_"  # losses with auxiliary routers; without, routers may see later tokens
+TASKS = "tasks"  # the split of lines of scores
 FIRST_PICTURE = 100  # a picture shows by this step, whatever the interval
 
 
@@ -51,6 +52,7 @@ class Job:
     progress: TrainProgress
     evaluates: bool
     draws: bool
+    asks: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,7 @@ class Loop:
         self.skipped = int(start.state.skipped)
         self._pending: tuple[int, Any] | None = None
         self._saved = start.step or None
-        model, data = job.run.model, job.run.data
-        # Frozen parameters have no backward pass.
-        count = flops.forward_flops_per_token if job.run.train.only else flops.train_flops_per_token
-        self._flops = count(model, data.sequence_length)
+        self._flops = flops.run_flops_per_token(job.run)
         self._peak = flops.peak_flops(job.mesh.devices.flat)
         self._rows = batch_sharding(job.mesh)
 
@@ -160,7 +159,12 @@ class Loop:
 
     def _due(self) -> bool:
         train = self.job.run.train
-        return self._is_due(train.checkpoint_every) or self._is_due(train.eval_every) or self._draws_now()
+        return (
+            self._is_due(train.checkpoint_every)
+            or self._is_due(train.eval_every)
+            or self._asks_now()
+            or self._draws_now()
+        )
 
     def _is_due(self, every: int) -> bool:
         """At multiples of the interval and at the end; an interval of 0 turns the work off."""
@@ -171,6 +175,9 @@ class Loop:
         every = self.job.run.train.sample_every
         return self.job.draws and (self._is_due(every) or (every > 0 and self.step == min(FIRST_PICTURE, every)))
 
+    def _asks_now(self) -> bool:
+        return self.job.asks and self._is_due(self.job.run.train.task_every)
+
     def _between(self, again: bool = False) -> None:
         """What is due after this step. The checkpoint comes first: what follows it is made again by a resumed run.
 
@@ -180,8 +187,10 @@ class Loop:
         job = self.job
         if self._is_due(job.run.train.checkpoint_every):
             self._checkpoint()
-        if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_evaluated()):
+        if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_written("validation")):
             self._evaluate()
+        if self._asks_now() and not (again and self._is_written(TASKS)):
+            self._ask()
         path = sample_path(job.directory, self.step)
         if self._draws_now() and not (again and path.exists()):
             self._draw(path)
@@ -198,13 +207,13 @@ class Loop:
         self.job.checkpoints.save(self.step, self.state, self.data_state, meta)
         self._saved = self.step
 
-    def _is_evaluated(self) -> bool:
-        return any(line["split"] == "validation" and line["step"] == self.step for line in self.job.metrics.kept)
+    def _is_written(self, split: str) -> bool:
+        return any(line["split"] == split and line["step"] == self.step for line in self.job.metrics.kept)
 
     def _evaluate(self) -> None:
         job = self.job
         batches = list(evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches))
-        line = {"step": self.step, "split": "validation"}
+        line = self._new_line("validation")
         for prefix, evaluate in (("", job.loss_eval), (CAUSAL, job.causal_eval)):
             window = Window()
             for batch in batches if evaluate else ():
@@ -216,6 +225,24 @@ class Loop:
         if batches:
             self._write(line)
             job.progress.validation(line)
+
+    def _new_line(self, split: str) -> dict:
+        return {"step": self.step, "split": split, "training_flops": flops.training_flops(self.job.run, self.step)}
+
+    def _ask(self) -> None:
+        """Each task's scores as `<task>/<score>`, so that they can be drawn against steps and FLOPs."""
+        from mot_jax.evaluation.tasks import TaskContext, find_task
+        from mot_jax.run import LoadedRun
+
+        job, run = self.job, self.job.run
+        loaded = LoadedRun(run, job.dataset.vocabulary, self._codecs, self.state.params, self.step, job.directory)
+        context = TaskContext(loaded, job.dataset, run.eval, run.sample, directory=None)
+        scores = {
+            f"{name}/{score}": value for name in run.eval.tasks for score, value in find_task(name)(context).items()
+        }
+        line = self._new_line(TASKS) | {name: getattr(score, "value", score) for name, score in scores.items()}
+        self._write(line)
+        job.progress.tasks(line)
 
     def _draw(self, path: epath.Path) -> None:
         from mot_jax.evaluation.pictures import sample_picture

@@ -45,7 +45,7 @@ class MetricsFile:
 
 
 class TensorBoard:
-    """Scalars under `directory`, train and validation as two runs; does nothing without tensorboardX."""
+    """Scalars under `directory`, every split as a run; does nothing without tensorboardX."""
 
     def __init__(self, directory: epath.Path, step: int, note: Callable[[str], None]):
         self._writers, self._directory, self._step = {}, directory, step

@@ -7,8 +7,8 @@ from mot_jax.evaluation import tasks
 from mot_jax.evaluation.tasks import Accuracy, find_task, register_task
 
 
-def test_the_digits_task_is_there_and_a_misspelt_one_names_it():
-    assert find_task("digits").__name__ == "digits"
+def test_the_built_in_tasks_are_there_and_a_misspelt_one_names_the_nearest():
+    assert find_task("digits").__name__ == "digits" and find_task("facts").__name__ == "facts"
     with pytest.raises(ConfigError, match=r"no task 'digit'; did you mean 'digits'\?"):
         find_task("digit")
 

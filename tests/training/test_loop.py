@@ -17,10 +17,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mot_jax import config
+from mot_jax.data.dataset import open_dataset
 from mot_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from mot_jax.evaluation import tasks
+from mot_jax.evaluation.tasks import Accuracy, register_task
 from mot_jax.gin_config import load_run
 from mot_jax.nn import transformer
 from mot_jax.nn.attention import causal_in_document
+from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.loop import train
 from mot_jax.training.writers import read_metrics
@@ -90,6 +94,9 @@ def test_a_run_leaves_what_it_promises(finished, dataset_directory):
     assert (finished / "artifacts" / "manifest.json").exists()
     run, _ = load_run([str(finished / "config.gin")])
     assert run.train.steps == 40
+    model = config.resolve(run.model, ("text", "image"), open_dataset(dataset_directory).vocabulary.size)
+    spent = {line["step"]: line["training_flops"] for line in lines if line["split"] == "validation"}
+    assert spent[16] == 16 * 8 * 48 * flops.train_flops_per_token(model, 48) and spent[32] == 2 * spent[16]
     with Checkpoints(finished / "checkpoints") as checkpoints:
         step, meta = checkpoints.meta()
     assert step == 40
@@ -208,3 +215,25 @@ def test_stopped_killed_and_resumed_equals_never_stopped(finished, dataset_direc
     assert without_timings(run_dir) == without_timings(finished)
     model = config.resolve(load_run([str(finished / "config.gin")])[0].model, ("text", "image"), 310)
     jax.tree.map(np.testing.assert_array_equal, last_params(run_dir, model), last_params(finished, model))
+
+
+def test_tasks_are_asked_at_their_interval_and_once_when_resumed(dataset_directory, tmp_path):
+    asked = []
+
+    @register_task("steps")
+    def steps(context):
+        asked.append(context.run.step)
+        return {"twice": 2.0 * context.run.step, "right": Accuracy(1, 4)}
+
+    asking = ("Train.task_every = 4", "Train.checkpoint_every = 2", "Eval.tasks = ('steps',)")
+    try:
+        start(dataset_directory, tmp_path / "run", "Train.steps = 8", *asking)
+        start(dataset_directory, tmp_path / "run", "Train.steps = 10", *asking, resume="must")
+    finally:
+        del tasks._TASKS["steps"]
+    assert asked == [4, 8, 10]
+    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["split"] == "tasks"]
+    assert [(line["step"], line["steps/twice"], line["steps/right"]) for line in lines] == [
+        (step, 2 * step, 0.25) for step in asked
+    ]
+    assert lines[0]["training_flops"] / 4 == lines[1]["training_flops"] / 8 == lines[2]["training_flops"] / 10 > 0
