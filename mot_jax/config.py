@@ -442,6 +442,13 @@ def _check_memory(model: Model) -> None:
     if model.memory is None:
         return
     check_memory(model.memory, model.dim, len(expand(model)))
+    if model.memory.modalities is not None:
+        for layer in model.memory.layers:
+            if "feed_forward" not in (untied := expand(model)[layer].untied):
+                raise ConfigError(
+                    'Memory.modalities: a memory of some modalities needs "feed_forward" in untied, '
+                    f"got untied = {untied} in layer {layer}"
+                )
     for name in model.memory.modalities or ():
         if model.modalities is not None and name not in (names := group_names(model)):
             raise ConfigError(f"Memory.modalities: no group {name!r}{nearest(name, names)}")

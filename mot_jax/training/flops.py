@@ -46,7 +46,7 @@ def _layer(model: Model, block: Block, sequence_length: int) -> float:
     return through * (projections + scores + experts + recalled + model.dim * scored) + depth_router
 
 
-def _memory(memory: Memory, dim: int) -> float:
+def _memory(memory: Memory, dim: int) -> int:
     """Multiply-adds of queries, scores of sub-keys, the weighted sum of what is read, the gate and its output."""
     width, keys = value_dim(memory, dim), key_dim(memory, dim)
     gated = 2 * dim * width if memory.gated else 0

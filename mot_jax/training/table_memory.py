@@ -50,5 +50,5 @@ def device_bytes(device) -> int | None:
     return stats.get("bytes_limit")
 
 
-def _gib(size: float) -> str:
+def _gib(size: float | int) -> str:
     return f"{size / 2**30:,.1f} GiB"

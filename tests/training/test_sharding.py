@@ -1,5 +1,6 @@
 """8 devices (data 2, fsdp 2, tensor 2) give one device's losses and gradients, and no collective moves all tokens."""
 
+import dataclasses
 import math
 import re
 
@@ -8,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from mot_jax.config import Block, Parallel
+from mot_jax.config import Block, Optimizer, Parallel, ValuesOptimizer
 from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, TokenChoice
+from mot_jax.config_memory import Memory
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
+from mot_jax.parallel import value_exchange
 from mot_jax.parallel.mesh import batch_sharding, make_mesh
 from mot_jax.training.state import abstract_state, init_state, parameter_shardings
 from mot_jax.training.step import make_train_step
@@ -35,6 +38,8 @@ DEEP_MOE = {
     ),
     "selection_groups": 4,
 }
+
+MEMORY = {"memory": Memory(layers=(0,), num_keys=8, heads=2, top_k=4, value_dim=256), "untied": ("feed_forward",)}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,51 @@ def test_eight_devices_equal_one(fields, accumulation, rng):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(sharded_grads), strict=True):
         error = np.linalg.norm(a - b) / np.linalg.norm(a)
         assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "update"),
+    [({}, "dense"), ({"shared": False, "gated": False, "value_dim": None}, "dense"), ({"layers": (0, 1)}, "touched")],
+    ids=["Memory+", "plain", "two layers, touched rows"],
+)
+def test_tables_split_over_rows_and_columns_equal_one_device(fields, update, rng, monkeypatch):
+    """Values move by AdamW with an epsilon that hides no error."""
+    needs_eight_devices()
+    monkeypatch.setattr(value_exchange, "GROUP_TOKENS", 64)  # 3 exchanges of a device's 94 tokens
+    memory = dataclasses.replace(MEMORY["memory"], **fields)
+    dim = 256 if memory.value_dim is None else 32
+    model = small_model(**{**MEMORY, "memory": memory, "dim": dim, "num_kv_heads": 2, "dtype": "float32"})
+    run = small_run(model, ROWS, LENGTH)
+    own = ValuesOptimizer(learning_rate=1.0, clip_norm=0.0, update=update)
+    run = dataclasses.replace(run, optimizer=Optimizer(epsilon=1.0, warmup_steps=0, values=own))
+    batch, results = random_batch(rng, ROWS, LENGTH), []
+    for mesh in (make_mesh(Parallel(), jax.devices()[:1]), make_mesh(MESH)):
+        state = init_state(run.model, SGD, mesh, 0)
+        old = jax.device_get(state.params)
+        state, metrics = make_train_step(run, VOCABULARY, mesh, SGD)(state, batch)
+        held = {shard.data.shape for table in state.params["values"].values() for shard in table.addressable_shards}
+        results.append((jax.tree.map(lambda a, b: a - b, old, jax.device_get(state.params)), jax.device_get(metrics)))
+    assert held == {(32, 1, 128)}  # of 64 rows of 256
+    (moved, metrics), (sharded, sharded_metrics) = results
+    for name in ("loss", "values_grad_norm", "grad_norm"):
+        np.testing.assert_allclose(sharded_metrics[name], metrics[name], rtol=1e-5)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(moved), jax.tree.leaves(sharded), strict=True):
+        error = np.linalg.norm(a - b) / np.linalg.norm(a)
+        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
+
+
+def test_a_split_table_is_never_whole_on_a_device(rng):
+    """Nothing in the compiled step has all rows or all columns of the table, and no collective moves a shard of it."""
+    needs_eight_devices()
+    memory = dataclasses.replace(MEMORY["memory"], num_keys=64)  # 4,096 rows, more than there are tokens to exchange
+    run = small_run(small_model(**{**MEMORY, "memory": memory, "num_kv_heads": 2}), ROWS, LENGTH)
+    mesh = make_mesh(MESH)
+    state = abstract_state(run.model, SGD, mesh)
+    hlo = make_train_step(run, VOCABULARY, mesh, SGD).lower(state, random_batch(rng, ROWS, LENGTH)).compile().as_text()
+    assert re.search(r"f32\[2048,(1,)?128\]", hlo)  # a shard
+    assert not re.search(r"f32\[4096,", hlo) and not re.search(r"f32\[2048,(2,128|256)\]", hlo)
+    moving = [(op, shape) for op, shape in collective_shapes(hlo) if 2048 in shape]
+    assert {op for op, _ in moving} <= {"all-reduce"}, moving  # of gradients, over the copies along `data`
 
 
 def collective_shapes(hlo: str) -> list[tuple[str, tuple[int, ...]]]:
