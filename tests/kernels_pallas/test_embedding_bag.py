@@ -1,5 +1,6 @@
 """The numerics contract of embedding_bag: every back end against a float64 numpy loop over entries, on fresh inputs."""
 
+import contextlib
 import functools
 import secrets
 import types
@@ -8,9 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.embedding_bag import embedding_bag, embedding_bag_rows_gradient, tpu_order, tpu_stream, tpu_table
+from kernels_pallas.embedding_bag import (
+    embedding_bag,
+    embedding_bag_rows_gradient,
+    gpu_bags,
+    tpu_order,
+    tpu_stream,
+    tpu_table,
+)
 from kernels_pallas.embedding_bag.api import IMPLEMENTATIONS
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -33,15 +42,17 @@ def racing(capfd):
     assert "RACE" not in capfd.readouterr().out
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
-def implementation(request, racing):
-    return request.param
+def interpreted(request):
+    """The back end of the parameter; one interpreter at a time, because the GPU's takes the TPU's kernels too."""
+    if request.param != "gpu":
+        request.getfixturevalue("racing")
+    with force_gpu_interpret_mode() if request.param == "gpu" else contextlib.nullcontext():
+        yield request.param
 
 
-@pytest.fixture(params=["tpu", "xla"])
-def fast(request, racing):
-    """A back end with a gradient of its own, which transformations could break."""
-    return request.param
+implementation = pytest.fixture(interpreted, params=sorted(IMPLEMENTATIONS), name="implementation")
+# Back ends with a gradient of their own, which transformations could break; the GPU's is too slow to interpret.
+fast = pytest.fixture(interpreted, params=["tpu", "xla"], name="fast")
 
 
 def shuffled_pairs(rng, shape):
@@ -143,6 +154,16 @@ def test_tpu_blocks_smaller_than_the_problem(rng, monkeypatch, racing, cores, ro
     rows, weights = rng.integers(-1, 50, (9, 12)).astype(np.int32), draw(rng, "float32", 9, 12)
     values, dy = draw(rng, "float32", 44, WIDTH), draw(rng, "float32", 9, WIDTH)
     got = jax.jit(functools.partial(every, "tpu"))(values, rows, weights, dy)
+    check(got, values, rows, weights, dy)
+
+
+def test_gpu_rows_of_several_blocks_and_groups(rng, monkeypatch):
+    monkeypatch.setattr(gpu_bags, "COLUMNS", 128)
+    monkeypatch.setattr(gpu_bags, "IN_FLIGHT", 2)
+    rows, weights = rng.integers(-1, 5, (3, 3)).astype(np.int32), draw(rng, "float32", 3, 3)
+    values, dy = draw(rng, "float32", 4, 384), draw(rng, "float32", 3, 384)
+    with force_gpu_interpret_mode():
+        got = jax.jit(functools.partial(every, "gpu"))(values, rows, weights, dy)
     check(got, values, rows, weights, dy)
 
 
@@ -256,10 +277,10 @@ def test_the_gradient_of_the_rows_read_costs_what_was_read():
         ({"values": (0, 128)}, r"values: got float32\[0, 128\], expected \[N, D\] or \[N, D / 128, 128\]"),
         ({"values": (8, 2, 64)}, r"values: got float32\[8, 2, 64\], expected \[N, D\] or"),
         ({"dtype": "float16"}, r"values: got float16, expected bfloat16 or float32"),
-        ({"implementation": "gpu"}, r"implementation: got 'gpu', expected one of reference, tpu, xla"),
+        ({"implementation": "cpu"}, r"implementation: got 'cpu', expected one of gpu, reference, tpu, xla"),
         (
             {"values": (8, 192), "implementation": "tpu"},
-            r"'tpu' cannot take this call \(tpu: rows are 192 wide, expected a multiple of 128; xla: can\)",
+            r"'tpu' cannot take this call \(gpu: rows are 192 wide, .*; tpu: .* expected .*; xla: can\)",
         ),
     ],
 )

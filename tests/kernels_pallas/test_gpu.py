@@ -10,6 +10,7 @@ from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams, force_gpu_interpret_mode
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from kernels_pallas import gpu_chip
 from kernels_pallas.grouped_matmul import (
     align_rows,
     gpu,
@@ -144,7 +145,7 @@ def test_what_is_not_taken():
 
 @pytest.mark.parametrize("name", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA GH200 480GB", "NVIDIA H20"])
 def test_a_hopper_is_known_by_its_name(name):
-    assert gpu.HOPPER.search(name)
+    assert gpu_chip.HOPPER.search(name)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA A100-SXM4-80GB", "Tesla T4", "NVIDIA B200", "NVIDIA L4", "TPU v5 lite"])
@@ -152,7 +153,7 @@ def test_other_devices_are_refused(monkeypatch, name):
     class Device:
         device_kind = name
 
-    monkeypatch.setattr(gpu, "device", Device)
+    monkeypatch.setattr(gpu_chip, "device", Device)
     layout = align_rows(jnp.zeros(100, jnp.int32), 2, tile=64)
     x, w = jnp.zeros((128, 64), jnp.bfloat16), jnp.zeros((2, 64, 64), jnp.bfloat16)
     assert gpu.unsupported(layout, x, w) == f"the device is {name}, expected a Hopper GPU"
