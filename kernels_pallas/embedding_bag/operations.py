@@ -5,10 +5,10 @@ import functools
 import jax
 
 from kernels_pallas.back_ends import run
-from kernels_pallas.embedding_bag import gpu, tpu, xla
+from kernels_pallas.embedding_bag import gpu, sparse_core, tpu, xla
 
-KERNELS = {"gpu": gpu, "tpu": tpu}  # by name; XLA serves every platform
-DEFAULT = {"tpu": tpu}  # by platform; "gpu" has been compiled and interpreted, not run, so it has to be asked for
+KERNELS = {"gpu": gpu, "sparse_core": sparse_core, "tpu": tpu}  # by name; XLA serves every platform
+DEFAULT = {"tpu": tpu}  # by platform; the others have been compiled, not run, so they have to be asked for
 
 
 def table_of(values) -> jax.ShapeDtypeStruct:

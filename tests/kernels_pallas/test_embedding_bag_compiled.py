@@ -63,7 +63,7 @@ def test_every_kernel_compiles(target, width, dtype):
 
 @installed("h100")
 @pytest.mark.parametrize(
-    ("width", "dtype"), [(128, "bfloat16"), (384, "float32"), (1024, "bfloat16"), (8192, "float32")]
+    ("width", "dtype"), [(128, "bfloat16"), (1024, "float32"), (8192, "float32")]
 )
 def test_the_h100_kernels_compile_without_spilling(capfd, monkeypatch, width, dtype):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
@@ -85,3 +85,23 @@ def test_an_h100_holds_no_row_of_every_token():
 
     assert held("gpu") < 64 * MIB  # sorted entries
     assert held(None) < 1024 * MIB  # of T x K x D = 4 GiB
+
+
+@installed("v5e")
+@pytest.mark.parametrize(("target", "slots", "width"), [("v5p", 5, 384), ("v6e", 150, 128), ("tpu7x", 8, 2048)])
+def test_the_sparse_cores_kernel_compiles(target, slots, width):
+    bag = functools.partial(embedding_bag, implementation="sparse_core")
+    compiled, _ = compile_for(target, bag, *shapes(1000, 50, slots, width, "float32")[:3])
+    assert "embedding_bag_sparse_core" in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < MIB  # no copy of the table
+
+
+@installed("v5e")
+def test_where_there_is_no_sparse_core_this_is_said():
+    bag = functools.partial(embedding_bag, implementation="sparse_core")
+    for target, dtype, reason in (
+        ("v5e", "float32", "no SparseCores"),
+        ("v6e", "bfloat16", "bfloat16, expected float32"),
+    ):
+        with pytest.raises(ValueError, match=f"sparse_core: .*{reason}"):
+            compile_for(target, bag, *shapes(1000, 50, 5, 128, dtype)[:3])
