@@ -251,6 +251,41 @@ def test_scan_over_layers_that_share_a_table(rng, fast):
     )
 
 
+@pytest.mark.parametrize("differentiated", ["inside", "outside"])
+def test_inside_shard_map_each_device_takes_its_own_tokens(rng, differentiated):
+    """Every device has the whole table: its gradient is the devices' sum, of the dense form and of the rows read."""
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    devices = jax.device_count()
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    values, weights = draw(rng, "float32", ROWS, WIDTH), draw(rng, "float32", 2 * devices, 9)
+    rows = rng.integers(-1, ROWS + 1, weights.shape).astype(np.int32)
+
+    def loss(values, weights, rows):
+        return jnp.sum(jnp.sin(embedding_bag(values, rows, weights)))
+
+    def inside(values, weights, rows):
+        d_values, d_weights = jax.grad(loss, (0, 1))(values, weights, rows)
+        touched = embedding_bag_rows_gradient(
+            jnp.cos(embedding_bag(values, rows, weights)), rows, weights, num_rows=ROWS
+        )
+        again = jnp.zeros_like(values).at[touched.rows].add(touched.values, mode="drop")
+        return jax.lax.psum(d_values, "data"), d_weights, jax.lax.psum(again, "data")
+
+    def total(*arrays):
+        return jax.lax.psum(loss(*arrays), "data")
+
+    manual = functools.partial(jax.shard_map, mesh=mesh, in_specs=(whole, split, split), check_vma=False)
+    if differentiated == "inside":
+        sharded = manual(inside, out_specs=(whole, split, whole))
+    else:
+        sharded = jax.grad(manual(total, out_specs=whole), (0, 1))
+    d_values, d_weights, *again = jax.jit(sharded)(values, weights, rows)
+    want = jax.jit(jax.grad(loss, (0, 1)))(values, weights, rows)
+    assert_same((d_values, d_weights), want)
+    for each in again:
+        assert_same(each, want[0])
+
+
 def temporary(function, *shapes) -> int:
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes

@@ -62,9 +62,7 @@ def test_every_kernel_compiles(target, width, dtype):
 
 
 @installed("h100")
-@pytest.mark.parametrize(
-    ("width", "dtype"), [(128, "bfloat16"), (1024, "float32"), (8192, "float32")]
-)
+@pytest.mark.parametrize(("width", "dtype"), [(128, "bfloat16"), (1024, "float32"), (8192, "float32")])
 def test_the_h100_kernels_compile_without_spilling(capfd, monkeypatch, width, dtype):
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     asked = functools.partial(run, implementation="gpu")
