@@ -195,14 +195,14 @@ def test_a_tiled_table_is_the_same_table(rng, fast):
 
 
 def test_sums_of_bfloat16_are_float32(implementation):
-    # 256 + 128 / 64: each small term is lost in a sum of bfloat16's eight bits.
-    values = jnp.asarray([[256.0], [1 / 64]], jnp.bfloat16) * jnp.ones((1, WIDTH), jnp.bfloat16)
-    rows = jnp.ones((1, 129), jnp.int32).at[0, 0].set(0)
-    y = embedding_bag(values, rows, jnp.ones((1, 129)), implementation=implementation)
+    # 256 + 16 / 8: each small term is lost in a sum of bfloat16's eight bits.
+    values = jnp.asarray([[256.0], [1 / 8]], jnp.bfloat16) * jnp.ones((1, WIDTH), jnp.bfloat16)
+    rows = jnp.ones((1, 17), jnp.int32).at[0, 0].set(0)
+    y = embedding_bag(values, rows, jnp.ones((1, 17)), implementation=implementation)
     assert np.all(np.asarray(y, np.float32) == 258)
-    dy = jnp.full((129, WIDTH), 1 / 64, jnp.bfloat16).at[0].set(256)
+    dy = jnp.full((17, WIDTH), 1 / 8, jnp.bfloat16).at[0].set(256)
     bag = functools.partial(embedding_bag, implementation=implementation)
-    (d_values,) = jax.vjp(lambda v: bag(v, jnp.ones((129, 1), jnp.int32), jnp.ones((129, 1))), values)[1](dy)
+    (d_values,) = jax.vjp(lambda v: bag(v, jnp.ones((17, 1), jnp.int32), jnp.ones((17, 1))), values)[1](dy)
     assert np.all(np.asarray(d_values[1], np.float32) == 258)
 
 
