@@ -38,17 +38,15 @@ def shapes(num_rows: int, tokens: int, slots: int, width: int, dtype: str) -> tu
 
 @installed("v5e")
 def test_a_row_costs_few_cycles_and_no_memory(tmp_path):
-    out, targets = tmp_path / "rows.json", ("v5e", "v6e")
-    command = [sys.executable, "benchmarks/embedding_bag.py", "--target", *targets, "--json", out]
+    out = tmp_path / "rows.json"
+    command = [sys.executable, "benchmarks/embedding_bag.py", "--target", "v5e", "--json", out]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = {(row["name"], row["metric"]): row for row in json.loads(out.read_text())["rows"]}
-    for target in targets:
-        for kernel, most in CYCLES.items():
-            name = f"{target} {kernel}"
-            assert 1 < found[name, "a row"]["value"] <= most, name
-            assert found[name, "temporary memory"]["ratio"] < 0.02, name  # of T x K x D; the table has as much
+    for kernel, most in CYCLES.items():
+        assert 1 < found[f"v5e {kernel}", "a row"]["value"] <= most, kernel
+        assert found[f"v5e {kernel}", "temporary memory"]["ratio"] < 0.02, kernel  # of T x K x D; the table has as much
 
 
 @installed("v5e")
