@@ -19,7 +19,7 @@ import report
 
 from kernels_pallas.ahead_of_time import TPU_TOPOLOGIES, compile_for, missing
 from kernels_pallas.embedding_bag import embedding_bag, embedding_bag_rows_gradient
-from kernels_pallas.embedding_bag.tpu_stream import GROUP, LANES
+from kernels_pallas.embedding_bag.tpu_stream import GROUP
 from kernels_pallas.embedding_bag.tpu_table import UNROLL
 from kernels_pallas.schedule import PEAKS, dump_schedules, read_schedules
 
@@ -95,7 +95,7 @@ def static(target: str, dump: pathlib.Path, tokens: int, slots: int, width: int,
     # case -> (function, arguments, the kernel's loop -> rows that a turn of it takes)
     cases = {
         "forward": (embedding_bag, arrays, {1: GROUP}),
-        "weights' gradient": (lambda *a: gradients(*a)[1][1], (*arrays, dy), {1: GROUP, 3: LANES}),
+        "weights' gradient": (lambda *a: gradients(*a)[1][1], (*arrays, dy), {1: GROUP}),
         "values' gradient": (lambda *a: gradients(*a)[1][0], (*arrays, dy), {1: UNROLL}),
     }
     rows = []

@@ -5,9 +5,10 @@ import functools
 import jax
 
 from kernels_pallas.back_ends import run
-from kernels_pallas.embedding_bag import tpu, xla
+from kernels_pallas.embedding_bag import gpu, sparse_core, tpu, xla
 
-KERNELS = {"tpu": tpu}  # by name and platform; XLA serves every platform, GPUs among them
+KERNELS = {"gpu": gpu, "sparse_core": sparse_core, "tpu": tpu}  # by name; XLA serves every platform
+DEFAULT = {"tpu": tpu}  # by platform; the others have been compiled, not run, so they have to be asked for
 
 
 def table_of(values) -> jax.ShapeDtypeStruct:
@@ -16,7 +17,7 @@ def table_of(values) -> jax.ShapeDtypeStruct:
 
 
 def _run(name: str, implementation: str | None, table: jax.ShapeDtypeStruct, rows, *arrays, **static):
-    return run(name, implementation, {"xla": xla, **KERNELS}, KERNELS, (table, rows), rows, *arrays, **static)
+    return run(name, implementation, {"xla": xla, **KERNELS}, DEFAULT, (table, rows), rows, *arrays, **static)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

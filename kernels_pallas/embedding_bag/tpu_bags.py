@@ -35,19 +35,18 @@ def _sum_kernel(rows, weights, table, out, ring, arrived, *, plan: Plan):
     stream(plan, rows, table, ring, arrived, use, jnp.zeros(out.shape[1:], jnp.float32))
 
 
-def _dot_kernel(rows, dy, table, out, ring, arrived, partial, *, plan: Plan):
+def _dot_kernel(rows, dy, table, out, ring, arrived, *, plan: Plan):
+    lane = lax.broadcasted_iota(jnp.int32, (plan.group, LANES), 1)
+
     def use(first, token, picked, _):
-        products = picked[...].astype(jnp.float32) * dy[token].astype(jnp.float32)
-        partial[pl.ds(first, plan.group), :] = jnp.sum(products, axis=1)
+        products = picked.astype(jnp.float32) * dy[token].astype(jnp.float32)
+        # Here, where the copies' instructions leave the vector units idle; a group's results are one lane's.
+        dots = jnp.sum(jnp.sum(products, axis=1), axis=1, keepdims=True)
+        group = first // plan.group
+        block = group // LANES
+        out[0, block] = jnp.where(lane == group % LANES, dots, out[0, block])
 
     stream(plan, rows, table, ring, arrived, use, None)
-
-    def finish(block, _):
-        # Turned over, the last sum is over registers and leaves an entry a lane, as the result has them.
-        turned = partial[pl.ds(block * LANES, LANES), :].T
-        out[0, pl.ds(block, 1), :] = jnp.sum(turned, axis=0, keepdims=True)
-
-    lax.fori_loop(0, out.shape[1], finish, None)
 
 
 @jax.jit  # it cannot run on its own
@@ -56,7 +55,7 @@ def _in_hbm(table):
     return pltpu.with_memory_space_constraint(table, HBM)
 
 
-def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, more_scratch=()):
+def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays):
     *others, table = arrays
     read = plan.cores * plan.steps * plan.entries * math.prod(table.shape[1:])
     return pl.pallas_call(
@@ -65,7 +64,7 @@ def _call(name: str, kernel, plan: Plan, out_spec, out_shape, specs, arrays, mor
         in_specs=[*specs, pl.BlockSpec(memory_space=HBM)],
         out_specs=out_spec,
         out_shape=out_shape,
-        scratch_shapes=[*scratch(plan, table), *more_scratch],
+        scratch_shapes=scratch(plan, table),
         compiler_params=pltpu.CompilerParams(
             vmem_limit_bytes=needed(plan, jax.ShapeDtypeStruct((table.shape[0], table[0].size), table.dtype)),
             dimension_semantics=("parallel", "arbitrary"),  # a core's steps follow each other: the ring runs on
@@ -106,19 +105,18 @@ def dots(rows, dy, table):
     tokens, slots = rows.shape
     steps = cut.cores * cut.steps
     own_dy = jnp.pad(dy, ((0, steps * cut.tokens - tokens), (0, 0), (0, 0)))
-    full = -(-cut.entries // LANES)
+    full = -(-cut.entries // (cut.group * LANES))
     d_weights = _call(
         "dots",
         _dot_kernel,
         cut,
-        block_spec(cut, (1, full, LANES)),
-        jax.ShapeDtypeStruct((steps, full, LANES), jnp.float32),
+        block_spec(cut, (1, full, cut.group, LANES)),
+        jax.ShapeDtypeStruct((steps, full, cut.group, LANES), jnp.float32),
         [
             block_spec(cut, (1, 1, cut.entries + cut.ahead), memory_space=SMEM),
             block_spec(cut, (cut.tokens, *table.shape[1:])),
         ],
         (with_ahead(blocks(rows, cut), cut), own_dy, table),
-        [pltpu.VMEM((full * LANES, LANES), jnp.float32)],
     )
-    entries = d_weights.reshape(steps, full * LANES)[:, : cut.entries]
+    entries = jnp.swapaxes(d_weights, 2, 3).reshape(steps, -1)[:, : cut.entries]
     return entries.reshape(steps * cut.tokens, cut.slots)[:tokens, :slots]

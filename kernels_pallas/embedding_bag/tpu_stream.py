@@ -73,10 +73,10 @@ def block_spec(plan: Plan, shape: tuple[int, ...], **options) -> pl.BlockSpec:
 
 
 def needed(plan: Plan, table: jax.ShapeDtypeStruct) -> int:
-    """Bytes of VMEM that reading a table [N, D] takes: the ring, a step's block of results or dy twice, lane sums."""
+    """Bytes of VMEM that reading a table [N, D] takes: the ring, a step's blocks twice: results or dy, and dots."""
     row = table.shape[1] * table.dtype.itemsize
     padded = row * max(1, SUBLANES * LANES // table.shape[1])
-    return padded * (plan.buffers * plan.group + 2 * plan.tokens) + 4 * LANES * plan.entries + SLACK
+    return padded * (plan.buffers * plan.group + 2 * plan.tokens) + 8 * (plan.entries + LANES * plan.group) + SLACK
 
 
 def scratch(plan: Plan, table: jax.Array) -> list:
@@ -103,10 +103,14 @@ def stream(plan: Plan, rows, table, ring, arrived, use: Callable, carry):
         lax.fori_loop(0, ahead, fetch, None)
 
     def body(group, carry):
-        fetch(group + ahead, None)
+        if not ahead:
+            fetch(group, None)
         buffer = lax.rem(group, plan.buffers)
         wait(buffer, None)
-        return use(group * plan.group, group * plan.group // plan.slots, ring.at[buffer], carry)
+        picked = ring[buffer]  # now: the compiler moves arithmetic past a copy's start, but no load
+        if ahead:
+            fetch(group + ahead, None)
+        return use(group * plan.group, group * plan.group // plan.slots, picked, carry)
 
     carry = lax.fori_loop(0, groups, body, carry)
 

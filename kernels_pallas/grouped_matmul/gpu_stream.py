@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.extend import backend
+
+from kernels_pallas.gpu_chip import device
 
 PIECE = 64  # rows a warpgroup multiplies at once, and rows or columns of a step
 WORKERS = 2  # warpgroups that multiply
@@ -28,12 +29,6 @@ class Job:
 
     steps: jax.Array  # int32[]
     where: tuple[jax.Array, ...]
-
-
-def device():
-    """The accelerator being compiled for, or the one here; None on a CPU, where the kernels are interpreted."""
-    found = jax.sharding.get_abstract_mesh().abstract_device or backend.get_default_device()
-    return None if found.platform == "cpu" else found
 
 
 def multiprocessors() -> int:

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from kernels_pallas.back_ends import run
-from kernels_pallas.product_key import reference, tpu, xla
+from kernels_pallas.product_key import gpu, reference, tpu, xla
 
-KERNELS = {"tpu": tpu}  # by platform; XLA serves every other, GPUs among them
+KERNELS = {"gpu": gpu, "tpu": tpu}  # by name; XLA serves every platform
+DEFAULT = {"tpu": tpu}  # by platform; "gpu" has been compiled and interpreted, not run, so it has to be asked for
 TOKENS = 256  # whose one-hot weights the gradient holds at a time
 
 
@@ -18,7 +19,7 @@ def topk(queries, sub_keys, k: int, packed: bool, implementation: str | None):
     """queries [T, H, 2, d], sub_keys [H, 2, R, d] -> scores float32 and rows int32, each [T, H, k]."""
 
     modules, call = {"xla": xla, "reference": reference, **KERNELS}, (queries, sub_keys, k)
-    return run("topk", implementation, modules, KERNELS, call, queries, sub_keys, k=k, packed=packed)
+    return run("topk", implementation, modules, DEFAULT, call, queries, sub_keys, k=k, packed=packed)
 
 
 def _forward(queries, sub_keys, k, packed, implementation):

@@ -1,5 +1,6 @@
 """The numerics contract of embedding_bag: every back end against a float64 numpy loop over entries, on fresh inputs."""
 
+import contextlib
 import functools
 import secrets
 import types
@@ -8,9 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic_gpu.interpret.params import force_gpu_interpret_mode
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels_pallas.embedding_bag import embedding_bag, embedding_bag_rows_gradient, tpu_order, tpu_stream, tpu_table
+from kernels_pallas.embedding_bag import (
+    embedding_bag,
+    embedding_bag_rows_gradient,
+    gpu_bags,
+    tpu_order,
+    tpu_stream,
+    tpu_table,
+)
 from kernels_pallas.embedding_bag.api import IMPLEMENTATIONS
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -33,15 +42,18 @@ def racing(capfd):
     assert "RACE" not in capfd.readouterr().out
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
-def implementation(request, racing):
-    return request.param
+def interpreted(request):
+    """The back end of the parameter; one interpreter at a time, because the GPU's takes the TPU's kernels too."""
+    if request.param != "gpu":
+        request.getfixturevalue("racing")
+    with force_gpu_interpret_mode() if request.param == "gpu" else contextlib.nullcontext():
+        yield request.param
 
 
-@pytest.fixture(params=["tpu", "xla"])
-def fast(request, racing):
-    """A back end with a gradient of its own, which transformations could break."""
-    return request.param
+# jax has no interpreter for SparseCores.
+implementation = pytest.fixture(interpreted, params=sorted({*IMPLEMENTATIONS} - {"sparse_core"}), name="implementation")
+# Back ends with a gradient of their own, which transformations could break; the GPU's is too slow to interpret.
+fast = pytest.fixture(interpreted, params=["tpu", "xla"], name="fast")
 
 
 def shuffled_pairs(rng, shape):
@@ -146,6 +158,16 @@ def test_tpu_blocks_smaller_than_the_problem(rng, monkeypatch, racing, cores, ro
     check(got, values, rows, weights, dy)
 
 
+def test_gpu_rows_of_several_blocks_and_groups(rng, monkeypatch):
+    monkeypatch.setattr(gpu_bags, "COLUMNS", 128)
+    monkeypatch.setattr(gpu_bags, "IN_FLIGHT", 2)
+    rows, weights = rng.integers(-1, 5, (3, 3)).astype(np.int32), draw(rng, "float32", 3, 3)
+    values, dy = draw(rng, "float32", 4, 384), draw(rng, "float32", 3, 384)
+    with force_gpu_interpret_mode():
+        got = jax.jit(functools.partial(every, "gpu"))(values, rows, weights, dy)
+    check(got, values, rows, weights, dy)
+
+
 def test_a_walk_leaves_no_tile_before_it_is_done_and_takes_every_entry_once(rng):
     tile, tiles = 8, 6
     for size, high in ((5000, 48), (5000, 20), (3, 48), (1024, 48), (4096, 1)):
@@ -173,14 +195,14 @@ def test_a_tiled_table_is_the_same_table(rng, fast):
 
 
 def test_sums_of_bfloat16_are_float32(implementation):
-    # 256 + 128 / 64: each small term is lost in a sum of bfloat16's eight bits.
-    values = jnp.asarray([[256.0], [1 / 64]], jnp.bfloat16) * jnp.ones((1, WIDTH), jnp.bfloat16)
-    rows = jnp.ones((1, 129), jnp.int32).at[0, 0].set(0)
-    y = embedding_bag(values, rows, jnp.ones((1, 129)), implementation=implementation)
+    # 256 + 16 / 8: each small term is lost in a sum of bfloat16's eight bits.
+    values = jnp.asarray([[256.0], [1 / 8]], jnp.bfloat16) * jnp.ones((1, WIDTH), jnp.bfloat16)
+    rows = jnp.ones((1, 17), jnp.int32).at[0, 0].set(0)
+    y = embedding_bag(values, rows, jnp.ones((1, 17)), implementation=implementation)
     assert np.all(np.asarray(y, np.float32) == 258)
-    dy = jnp.full((129, WIDTH), 1 / 64, jnp.bfloat16).at[0].set(256)
+    dy = jnp.full((17, WIDTH), 1 / 8, jnp.bfloat16).at[0].set(256)
     bag = functools.partial(embedding_bag, implementation=implementation)
-    (d_values,) = jax.vjp(lambda v: bag(v, jnp.ones((129, 1), jnp.int32), jnp.ones((129, 1))), values)[1](dy)
+    (d_values,) = jax.vjp(lambda v: bag(v, jnp.ones((17, 1), jnp.int32), jnp.ones((17, 1))), values)[1](dy)
     assert np.all(np.asarray(d_values[1], np.float32) == 258)
 
 
@@ -229,6 +251,41 @@ def test_scan_over_layers_that_share_a_table(rng, fast):
     )
 
 
+@pytest.mark.parametrize("differentiated", ["inside", "outside"])
+def test_inside_shard_map_each_device_takes_its_own_tokens(rng, differentiated):
+    """Every device has the whole table: its gradient is the devices' sum, of the dense form and of the rows read."""
+    split, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    devices = jax.device_count()
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    values, weights = draw(rng, "float32", ROWS, WIDTH), draw(rng, "float32", 2 * devices, 9)
+    rows = rng.integers(-1, ROWS + 1, weights.shape).astype(np.int32)
+
+    def loss(values, weights, rows):
+        return jnp.sum(jnp.sin(embedding_bag(values, rows, weights)))
+
+    def inside(values, weights, rows):
+        d_values, d_weights = jax.grad(loss, (0, 1))(values, weights, rows)
+        touched = embedding_bag_rows_gradient(
+            jnp.cos(embedding_bag(values, rows, weights)), rows, weights, num_rows=ROWS
+        )
+        again = jnp.zeros_like(values).at[touched.rows].add(touched.values, mode="drop")
+        return jax.lax.psum(d_values, "data"), d_weights, jax.lax.psum(again, "data")
+
+    def total(*arrays):
+        return jax.lax.psum(loss(*arrays), "data")
+
+    manual = functools.partial(jax.shard_map, mesh=mesh, in_specs=(whole, split, split), check_vma=False)
+    if differentiated == "inside":
+        sharded = manual(inside, out_specs=(whole, split, whole))
+    else:
+        sharded = jax.grad(manual(total, out_specs=whole), (0, 1))
+    d_values, d_weights, *again = jax.jit(sharded)(values, weights, rows)
+    want = jax.jit(jax.grad(loss, (0, 1)))(values, weights, rows)
+    assert_same((d_values, d_weights), want)
+    for each in again:
+        assert_same(each, want[0])
+
+
 def temporary(function, *shapes) -> int:
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
@@ -256,10 +313,13 @@ def test_the_gradient_of_the_rows_read_costs_what_was_read():
         ({"values": (0, 128)}, r"values: got float32\[0, 128\], expected \[N, D\] or \[N, D / 128, 128\]"),
         ({"values": (8, 2, 64)}, r"values: got float32\[8, 2, 64\], expected \[N, D\] or"),
         ({"dtype": "float16"}, r"values: got float16, expected bfloat16 or float32"),
-        ({"implementation": "gpu"}, r"implementation: got 'gpu', expected one of reference, tpu, xla"),
+        (
+            {"implementation": "cpu"},
+            r"implementation: got 'cpu', expected one of gpu, reference, sparse_core, tpu, xla",
+        ),
         (
             {"values": (8, 192), "implementation": "tpu"},
-            r"'tpu' cannot take this call \(tpu: rows are 192 wide, expected a multiple of 128; xla: can\)",
+            r"'tpu' cannot take this call \(gpu: rows are 192 wide, .*; tpu: .* multiple of 128; xla: can\)",
         ),
     ],
 )
