@@ -20,7 +20,7 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
       room: bytes of a device; None asks the first one, and nothing is refused where it does not tell.
     """
     memory = run.model.memory
-    room = device_bytes(mesh.devices.flat[0]) if room is None else room
+    room = device_bytes(mesh) if room is None else room
     if memory is None or room is None:
         return
     tables = 1 if memory.shared else len(memory.layers)
@@ -37,13 +37,12 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
         )
 
 
-def device_bytes(device) -> int | None:
-    """Memory of a device; of a CPU the machine's, shared by all its devices."""
+def device_bytes(mesh: Mesh) -> int | None:
+    """Memory of each device, None where it does not tell; CPU devices share the machine's."""
+    device = mesh.devices.flat[0]
     if device.platform == "cpu":
         try:
-            return (
-                os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // max(1, device.client.local_device_count())
-            )
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.size
         except (AttributeError, OSError, ValueError):  # not on this system
             return None
     stats = device.memory_stats() or {}
