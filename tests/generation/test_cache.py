@@ -9,6 +9,7 @@ from mot_jax import config
 from mot_jax.batch import Batch
 from mot_jax.config import Block, FrozenMapping, Model, resolve
 from mot_jax.config_experts import Depth, ExpertChoice, TokenChoice
+from mot_jax.config_memory import Memory
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.nn import transformer
 from tests.generation.models import random_params
@@ -36,6 +37,8 @@ DEEP = ((1, (Block(depth=Depth(capacity=0.5)), Block())),)
 MODELS |= {
     "experts": {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=3), "auxiliary_routers": True},
     "token choice": {"feed_forward": TokenChoice(experts=4, capacity=0.5)},
+    "memory": {"memory": Memory(layers=(1,), num_keys=6, heads=2, top_k=4)},
+    "memory in MoT": {"untied": ALL, "memory": Memory(layers=(0, 1), num_keys=6, heads=2, top_k=4)},
     "depth in MoT": {"untied": ALL, "plan": DEEP, "auxiliary_routers": True},
 }
 LENGTHS = np.array([7, 1, 4, 0, 10])
