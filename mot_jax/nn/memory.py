@@ -10,7 +10,7 @@ from mot_jax import config, config_memory
 from mot_jax.config import Model
 from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm, unit
-from mot_jax.nn.parameters import constant, grouped, uniform, use, weight
+from mot_jax.nn.parameters import grouped, uniform, use, weight
 from mot_jax.nn.report import Report, nothing
 from mot_jax.nn.rows import Rows, project
 from mot_jax.parallel.collectives import gather, sum_over
@@ -38,7 +38,7 @@ class Memory(nnx.Module):
         self.keys = uniform(rngs, *grouped(groups, keys, (None, None, None, "embed")), key_dim**-0.5)
         if memory.qk_norm:
             self.query_norm = Norm(self.half, "rms", model.norm_epsilon, groups)
-            self.key_gain = constant(1.0, *grouped(groups, (self.half,), ("norm",)))
+            self.key_norm = Norm(self.half, "rms", model.norm_epsilon, groups)
         if memory.gated:
             self.gate = weight(rngs, *grouped(groups, (dim, width), ("embed", "ffn")), std=dim**-0.5)
             self.down = weight(rngs, *grouped(groups, (width, dim), ("ffn", "embed")), std=output_std * width**-0.5)
@@ -65,7 +65,7 @@ class Memory(nnx.Module):
         keys = use(self.keys, jnp.dtype("float32"))
         if self.memory.qk_norm:
             queries = self.query_norm(queries, rows)
-            gain = self.key_gain[...] * self.half**-0.5
+            gain = self.key_norm.gain[...] * self.half**-0.5
             keys = unit(keys, self.epsilon) * (gain if keys.ndim == 4 else gain[:, None, None, None])
         keys = keys.astype(x.dtype)
         if keys.ndim == 4:

@@ -50,7 +50,7 @@ def naive(model, layer, table, x, group):
     keys = at(p["keys"])
     if memory.qk_norm:
         q = rms(q, at(p["query_norm"]["gain"]), model.norm_epsilon)
-        keys = rms(keys, at(p["key_gain"]), model.norm_epsilon) * q.shape[-1] ** -0.5
+        keys = rms(keys, at(p["key_norm"]["gain"]), model.norm_epsilon) * q.shape[-1] ** -0.5
     y, read = np.zeros(table[0].size), {}
     for head in range(memory.heads):
         halves = [keys[head, half] @ q[head, half] for half in (0, 1)]
