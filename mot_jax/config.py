@@ -270,7 +270,8 @@ def expand(model: Model) -> tuple[Block, ...]:
             return given
         if model.memory.modalities is None:
             return model.memory
-        others = given if isinstance(given, Mapping) else dict.fromkeys(model.modalities or (), given)
+        groups = group_names(model) if model.modalities else ()
+        others = given if isinstance(given, Mapping) else dict.fromkeys(groups, given)
         return FrozenMapping({**others, **dict.fromkeys(model.memory.modalities, model.memory)})
 
     return tuple(
@@ -337,7 +338,8 @@ def has_memory(block: Block) -> bool:
 
 def expert_dim(model: Model, block: Block) -> int:
     """The width of a block's experts; one for all, so that one grouped product serves them."""
-    return next(pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block))
+    stored = (pool.kind for pool in pools(model, block) if pool.kind.stored)
+    return next((kind.ffn_dim for kind in stored), None) or block.ffn_dim
 
 
 def selects(model: Model) -> bool:
@@ -429,7 +431,7 @@ def _check_experts(model: Model, block: Block) -> None:
                 owner = model.groups.get(modality)
                 why = f"; it shares the weights of {owner!r}" if owner else nearest(modality, names)
                 raise ConfigError(f"{name}: no group {modality!r} to own experts{why}")
-    widths = {pool.name: pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block)}
+    widths = {pool.name: pool.kind.ffn_dim or block.ffn_dim for pool in pools(model, block) if pool.kind.stored}
     if len(set(widths.values())) > 1:
         raise ConfigError(f"{name}: expected one ffn_dim for all experts of a layer, got {widths}")
 

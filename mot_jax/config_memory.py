@@ -83,6 +83,8 @@ def check_memory(memory: Memory, dim: int, num_layers: int) -> None:
     for layer in memory.layers:
         if not 0 <= layer < num_layers:
             raise ConfigError(f"Memory.layers: expected numbers from 0 to {num_layers - 1}, got {layer}")
+    if memory.modalities == ():
+        raise ConfigError("Memory.modalities: expected the modalities that it serves, or None for all; got none")
     if len(set(memory.layers)) < len(memory.layers):
         raise ConfigError(f"Memory.layers: {memory.layers} names a layer twice")
     if memory.num_keys > MOST_KEYS:

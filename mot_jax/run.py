@@ -24,6 +24,7 @@ from mot_jax.gin_config import load_run
 from mot_jax.nn import transformer
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.run_directory import ARTIFACTS, CHECKPOINTS, CONFIG
+from mot_jax.training.table_memory import check_table_loads
 from mot_jax.vocabulary import TEXT, Vocabulary
 
 Prompt = Any  # a string, a Span of codes, a (modality, value) pair, or a sequence of these; `document` checks it
@@ -217,6 +218,7 @@ def load(run_dir: epath.PathLike, step: int | None = None) -> LoadedRun:
     artifacts = load_artifacts(directory / ARTIFACTS)
     vocabulary = artifacts.vocabulary
     run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
+    check_table_loads(run.model, jax.local_devices()[0])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), transformer.abstract(run.model)

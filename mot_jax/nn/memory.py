@@ -73,6 +73,7 @@ class Memory(nnx.Module):
         # Rows are in group order, a tile of one group's.
         tiles = queries.reshape(-1, rows.layout.tile, *queries.shape[1:])
 
+        @jax.checkpoint  # else a copy of its group's keys would be kept for every tile
         def one(tile):
             return product_key_topk(tile[0], keys[tile[1]], self.memory.top_k)
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from mot_jax import config_memory
 from mot_jax.config import Model
+from mot_jax.nn.context import Recall
 from mot_jax.parallel.value_exchange import read
 
 AXES = ("value_row", "value_column", None)
@@ -24,11 +25,10 @@ def tables(model: Model, rngs: nnx.Rngs) -> nnx.Dict:
     return nnx.Dict({name: table() for name in dict.fromkeys(map(memory.table_of, memory.layers))})
 
 
-def recall_from(model: Model, values: dict):
-    """How layers read these tables (`Context.recall`); inside a manual mesh they are one device's shards."""
+def recall_from(model: Model, values: dict, *, constant: bool = False) -> Recall:
+    """How layers read these tables; inside a manual mesh they are one device's parts. `constant`: without gradients."""
 
     def recall(layer: int, rows: Int32[Array, "P K"], weights: Float32[Array, "P K"]) -> Float[Array, "P Dv"]:
-        table = jnp.asarray(values[model.memory.table_of(layer)])
-        return read(table, rows, weights)
+        return read(jnp.asarray(values[model.memory.table_of(layer)]), rows, weights, constant=constant)
 
     return recall

@@ -4,97 +4,136 @@ Devices of a row group show each other which rows their tokens want, some tokens
 the sums travel back to whose tokens they are. What a device holds meanwhile does not grow with the group.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int32
 
-from kernels_pallas.embedding_bag import embedding_bag
+from kernels_pallas.embedding_bag import embedding_bag, embedding_bag_rows_gradient
 from mot_jax.parallel.collectives import axis_size, shard_offset
 
+GROUP = "fsdp"
 GROUP_TOKENS = 1024  # of a row group, exchanged at a time
 SLOTS = 8  # of a token, summed at a time: those it has here come first, and most tokens have few
 
 
 def read(
-    table: Float[Array, "N C w"], rows: Int32[Array, "P K"], weights: Float32[Array, "P K"]
+    table: Float[Array, "N C w"], rows: Int32[Array, "P K"], weights: Float32[Array, "P K"], *, constant: bool = False
 ) -> Float[Array, "P Dv"]:
-    """Each token's weighted sum of rows, the columns held here; rows past the whole table's last count nothing."""
-    group = axis_size("fsdp")
-    if group == 1:
-        return bag(table, rows, weights)
-    tokens, chunk = rows.shape[0], max(1, min(GROUP_TOKENS // group, rows.shape[0]))
-    first, held = shard_offset("fsdp", table.shape[0]), table.shape[0]
+    """Each token's weighted sum of rows, the columns held here; rows past the whole table's last count nothing.
 
-    # Of a chunk only this device's rows are kept for the backward pass, not the group's.
-    @jax.checkpoint
-    def exchange(table, rows, weights):
-        wanted = lax.all_gather(rows, "fsdp", tiled=True) - first
-        wanted = jnp.where((wanted >= 0) & (wanted < held), wanted, held)
-        sums = _held_here(table, wanted, lax.all_gather(weights, "fsdp", tiled=True))
-        return lax.psum_scatter(sums, "fsdp", tiled=True)
-
-    def chunked(x, fill):
-        padded = jnp.pad(x, ((0, -tokens % chunk), (0, 0)), constant_values=fill)
-        return padded.reshape(-1, chunk, x.shape[1])
-
-    nowhere = held * group
-    y = lax.map(lambda some: exchange(table, *some), (chunked(rows, nowhere), chunked(weights, 0)))
-    return y.reshape(-1, y.shape[-1])[:tokens]
+    With `constant` the table gets no gradient; `table_gradient` gives it in float32.
+    """
+    if axis_size(GROUP) > 1:
+        return _exchanged(table, rows, weights, constant)
+    return _bag(jax.lax.stop_gradient(table) if constant else table, rows, weights)
 
 
-def bag(table, rows, weights):
+def table_gradient(
+    shape: tuple[int, ...], rows: Int32[Array, "P K"], weights: Float32[Array, "P K"], dy: Float[Array, "P Dv"]
+) -> Float32[Array, "N C w"]:
+    """The gradient of this device's part of a table, of this shape: from what the group's tokens read of it."""
+    dy = dy.astype(jnp.float32)
+    if axis_size(GROUP) == 1:
+        _, pull = jax.vjp(lambda table: _bag(table, rows, weights), jnp.zeros(shape, jnp.float32))
+        return pull(dy)[0]
+    chunks, held = _chunks(rows, weights, shape[0], dy), shape[0]
+
+    def add(i, total):
+        wanted, weights, dy = _gathered(jax.tree.map(lambda x: x[i], chunks), held)
+        found = embedding_bag_rows_gradient(dy, wanted, weights, num_rows=held)
+        return total.at[found.rows].add(found.values.reshape(-1, *shape[1:]), mode="drop", indices_are_sorted=True)
+
+    return lax.fori_loop(0, len(chunks[0]), add, jnp.zeros(shape, jnp.float32))
+
+
+def _bag(table, rows, weights):
     """`embedding_bag` of a table [N, C, w], in the form that its kernels read by row."""
     return embedding_bag(table if table.shape[2] == 128 else table.reshape(table.shape[0], -1), rows, weights)
 
 
-@jax.custom_vjp
-def _held_here(table, rows, weights):
-    """`bag` where most rows are past the table: each token's others are brought to the front, the rest not visited."""
-    return _forward(table, rows, weights)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _exchanged(table, rows, weights, constant: bool):
+    def one(chunk):
+        wanted, weights = _gathered(chunk, table.shape[0])
+        order, front, blocks = _held_first(wanted, table.shape[0])
+        front_weights = _padded(jnp.take_along_axis(weights, order, axis=1), 0)
+
+        def add(i, total):
+            return total + _bag(table, _slots(front, i), _slots(front_weights, i)).astype(jnp.float32)
+
+        total = lax.fori_loop(0, blocks, add, jnp.zeros((wanted.shape[0], table[0].size), jnp.float32))
+        return lax.psum_scatter(total, GROUP, tiled=True).astype(table.dtype)
+
+    return _joined(lax.map(one, _chunks(rows, weights, table.shape[0])), rows)
 
 
-def _blocks(rows, held: int):
-    """(rows in front-first order, the order, how many blocks of slots hold any)."""
-    order = jnp.argsort(rows >= held, axis=1, stable=True)
-    front = jnp.take_along_axis(rows, order, axis=1)
-    front = jnp.pad(front, ((0, 0), (0, -rows.shape[1] % SLOTS)), constant_values=held)
-    most = jnp.max(jnp.sum(front < held, axis=1))
-    return front, order, -(-most // SLOTS)
+def _forward(table, rows, weights, constant: bool):
+    return _exchanged(table, rows, weights, constant), (table, rows, weights)
 
 
-def _forward(table, rows, weights):
-    front, order, count = _blocks(rows, table.shape[0])
-    sorted_weights = _padded(jnp.take_along_axis(weights, order, axis=1))
-
-    def add(i, total):
-        return total + bag(table, _slots(front, i), _slots(sorted_weights, i)).astype(jnp.float32)
-
-    total = lax.fori_loop(0, count, add, jnp.zeros((rows.shape[0], table[0].size), jnp.float32))
-    return total.astype(table.dtype), (table, rows, weights)
-
-
-def _backward(saved, dy):
+def _backward(constant: bool, saved, dy):
     table, rows, weights = saved
-    front, order, count = _blocks(rows, table.shape[0])
-    _, pull = jax.vjp(lambda table: bag(table, rows, weights), table)
 
-    def dots(i, found):
-        some = _slots(front, i)
-        _, pull = jax.vjp(lambda w: bag(table, some, w), jnp.zeros(some.shape, jnp.float32))
-        return lax.dynamic_update_slice_in_dim(found, pull(dy)[0], i * SLOTS, axis=1)
+    def one(chunk):
+        wanted, _, dy = _gathered(chunk, table.shape[0])
+        order, front, blocks = _held_first(wanted, table.shape[0])
 
-    in_front = lax.fori_loop(0, count, dots, jnp.zeros(front.shape, jnp.float32))[:, : rows.shape[1]]
-    d_weights = jnp.take_along_axis(in_front, jnp.argsort(order, axis=1), axis=1)
-    return pull(dy)[0], None, d_weights
+        def dots(i, found):
+            some = _slots(front, i)
+            _, pull = jax.vjp(lambda w: _bag(table, some, w), jnp.zeros(some.shape, jnp.float32))
+            return lax.dynamic_update_slice_in_dim(found, pull(dy)[0], i * SLOTS, axis=1)
+
+        in_front = lax.fori_loop(0, blocks, dots, jnp.zeros(front.shape, jnp.float32))[:, : order.shape[1]]
+        d_weights = jnp.take_along_axis(in_front, jnp.argsort(order, axis=1), axis=1)
+        return lax.psum_scatter(d_weights, GROUP, tiled=True)
+
+    d_weights = _joined(lax.map(one, _chunks(rows, weights, table.shape[0], dy)), rows)
+    if constant:
+        return jnp.zeros_like(table), None, d_weights
+    return table_gradient(table.shape, rows, weights, dy).astype(table.dtype), None, d_weights
 
 
-_held_here.defvjp(_forward, _backward)
+_exchanged.defvjp(_forward, _backward)
 
 
-def _padded(x):
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % SLOTS)))
+def _chunks(rows, weights, held: int, *more) -> tuple[Array, ...]:
+    """This device's tokens as [chunks, tokens of a chunk, ...]; rows of none are past the table's last."""
+    group = axis_size(GROUP)
+    chunk = max(1, min(GROUP_TOKENS // group, rows.shape[0]))
+
+    def cut(x, fill):
+        padded = jnp.pad(x, ((0, -x.shape[0] % chunk), (0, 0)), constant_values=fill)
+        return padded.reshape(-1, chunk, x.shape[1])
+
+    return cut(rows, held * group), cut(weights, 0), *(cut(x, 0) for x in more)
 
 
-def _slots(x, block):
+def _gathered(chunk: tuple[Array, ...], held: int) -> tuple[Array, ...]:
+    """A chunk of all devices of the group; rows count from this device's first, `held` stands for others' rows."""
+    rows, *others = (lax.all_gather(x, GROUP, tiled=True) for x in chunk)
+    rows = rows - shard_offset(GROUP, held)
+    return jnp.where((rows >= 0) & (rows < held), rows, held), *others
+
+
+def _joined(chunks: Array, rows: Array) -> Array:
+    return chunks.reshape(-1, chunks.shape[-1])[: rows.shape[0]]
+
+
+def _held_first(rows, held: int) -> tuple[Array, Array, Array]:
+    """(the order that brings each token's rows held here to the front, the rows in it, blocks of slots with any)."""
+    order = jnp.argsort(rows >= held, axis=1, stable=True)
+    front = _padded(jnp.take_along_axis(rows, order, axis=1), held)
+    most = jnp.max(jnp.sum(front < held, axis=1))
+    return order, front, -(-most // SLOTS)
+
+
+def _padded(x: Array, fill) -> Array:
+    """To whole blocks of slots."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % SLOTS)), constant_values=fill)
+
+
+def _slots(x: Array, block) -> Array:
     return lax.dynamic_slice_in_dim(x, block * SLOTS, SLOTS, axis=1)

@@ -26,7 +26,7 @@ def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, i
     A stored parameter without the group axis that the model's has is copied into every group, which computes the same
     function (sparse upcycling, arXiv 2212.05055, and the start of branch-train-mix do so too); a feed-forward, shared
     or a group's own, into every expert of each pool it serves (MoMa, arXiv 2407.21770, section 2.5); one of the same
-    shape is taken as it is. Routers that the source has not are new.
+    shape is taken as it is. Routers and memories that the source has not are new.
 
     Args:
       source: `Train.init_from`, a run directory, or `directory@step`.
@@ -67,7 +67,7 @@ def split_step(source: str) -> tuple[str, int | None]:
 def _stored_form(
     where: str, stored: dict, model: Model, mesh: Mesh, path: tuple, leaf, sharding: NamedSharding, axes: tuple
 ):
-    """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None for a new router's."""
+    """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None for a new router's or memory's."""
     name = path_name(path)
     shape = stored.get(name, leaf.shape)  # a missing one is named when it is asked for
     if name not in stored and any(key.key in NEW for key in path):

@@ -13,6 +13,7 @@ SHOWN = {"used": "share of values read", "kl_to_uniform": "KL of usage to unifor
 
 def draw_memory(lines: Sequence[dict], path: epath.PathLike) -> None:
     """Nothing where the lines of metrics.jsonl hold no memory's metrics."""
+    lines = [line for line in lines if line["split"] == "validation"]
     layers = sorted({int(name.split("/")[1]) for line in lines for name in line if name.startswith(MEMORY)})
     if not layers:
         return

@@ -20,9 +20,9 @@ from mot_jax.objectives.next_token import loss_sum, target_count
 from mot_jax.parallel.collectives import AXES, BATCH_AXES, axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
 from mot_jax.parallel.rules import partition_spec
-from mot_jax.training import values
-from mot_jax.training.row_gradients import recall_with, row_gradients, taps
+from mot_jax.training import table_gradients, values
 from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
+from mot_jax.training.table_gradients import recall_with, taps
 from mot_jax.vocabulary import Vocabulary
 
 
@@ -31,7 +31,7 @@ def _parameter_specs(model: Model) -> dict:
     return jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
-def by_row(run: Run, mesh: Mesh) -> bool:
+def rows_only(run: Run, mesh: Mesh) -> bool:
     """Whether the step knows the gradient of memory tables only by the rows that were read.
 
     On a mesh of several devices each one's shard of it is dense, since tokens of all of them read it.
@@ -45,7 +45,7 @@ def gradients(
     """Gradient of the objective and summed metrics, from one device's shards of parameters and rows.
 
     Microbatches are runs of this device's rows; the count they are divided by is the whole step's, taken first.
-    With `by_row` the gradients of memory tables are a `RowsGradient` each.
+    Gradients of memory tables are float32, or with `by_row` a `RowsGradient` each.
     """
     model, train = run.model, run.train
     blocks = model.selection_groups * train.accumulation * axis_size("tensor")
@@ -54,14 +54,13 @@ def gradients(
     key = jax.random.fold_in(jax.random.key(train.seed), step) if noisy else None
     count = jnp.maximum(sum_over(target_count(batch), BATCH_AXES), 1.0) * axis_size("tensor")
 
-    tables = params["values"] if by_row else {}
-    trained = split_values(params)[0] if by_row else params
+    trained, tables = (split_values(params)[0], params["values"]) if model.memory else (params, {})
 
     def objective(trained, taps, microbatch, number):
         noise = None if key is None else Noise(key, first_block(model.selection_groups, train.accumulation, number))
         total, metrics, routing = loss_sum(
             model,
-            {**trained, "values": tables} if by_row else trained,
+            {**trained, "values": tables} if tables else trained,
             microbatch,
             vocabulary,
             z_loss=train.z_loss,
@@ -76,13 +75,15 @@ def gradients(
 
     micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
     first = jax.tree.map(lambda x: x[0], micro)
-    zeros = taps(model, jax.eval_shape(objective, trained, {}, first, 0)[1][1]) if by_row else {}
+    zeros = taps(model, jax.eval_shape(objective, trained, {}, first, 0)[1][1]) if tables else {}
 
     def one(microbatch, number):
         """(what adds up over microbatches, what does not)"""
         (grads, d_taps), (metrics, reads) = jax.grad(objective, argnums=(0, 1), has_aux=True)(
             trained, zeros, microbatch, number
         )
+        if tables and not by_row:
+            grads["values"] = table_gradients.whole(model, tables, d_taps, reads)
         return (grads, metrics), (d_taps, reads) if by_row else ()
 
     if train.accumulation == 1:
@@ -104,7 +105,7 @@ def gradients(
 
     specs = _parameter_specs(model)
     if by_row:  # on one device
-        return {**grads, "values": row_gradients(model, *read)}, _sum_metrics(metrics)
+        return {**grads, "values": table_gradients.by_row(model, *read)}, _sum_metrics(metrics)
     grads = jax.tree.map(reduce, grads, specs)
     return grads, _sum_metrics(metrics)
 
@@ -150,12 +151,12 @@ def make_train_step(
       ConfigError: the rows do not divide over devices and microbatches, or a parameter over its mesh axis.
     """
     check_rows(run, mesh)
-    specs, rows_only = _parameter_specs(run.model), by_row(run, mesh)
+    specs, by_row = _parameter_specs(run.model), rows_only(run, mesh)
     sharded_gradients = jax.shard_map(
-        lambda params, batch, step: gradients(run, vocabulary, params, batch, step, rows_only),
+        lambda params, batch, step: gradients(run, vocabulary, params, batch, step, by_row),
         mesh=mesh,
         in_specs=(specs, PartitionSpec(BATCH_AXES), PartitionSpec()),
-        out_specs=({**specs, "values": PartitionSpec()} if rows_only else specs, PartitionSpec()),
+        out_specs=({**specs, "values": PartitionSpec()} if by_row else specs, PartitionSpec()),
         check_vma=False,
     )
 
@@ -180,7 +181,7 @@ def make_train_step(
         if tables and run.train.only is None:
             key = jax.random.fold_in(jax.random.key(run.train.seed), state.step)
             tables, tables_state = values.update(
-                run.optimizer, run.train.steps, tables, tables_state, d_tables, finite, key, mesh
+                run.optimizer, run.train.steps, tables, tables_state, d_tables, finite, key
             )
         if tables:
             params, opt_state = {**params, **tables}, {"rest": opt_state, "values": tables_state}

@@ -3,14 +3,15 @@
 import math
 import os
 
+import jax
 from jax.sharding import Mesh
 
-from mot_jax.config import Run
+from mot_jax.config import Model, Run
 from mot_jax.config_memory import value_dim
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.rules import RULES
 
-MOMENTS = 8  # bytes an entry: two float32
+MOMENTS, GRADIENT = 8, 4  # bytes an entry: two float32, and one
 
 
 def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
@@ -20,15 +21,18 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
       room: bytes of a device; None asks the first one, and nothing is refused where it does not tell.
     """
     memory = run.model.memory
-    room = device_bytes(mesh) if room is None else room
+    if room is None:
+        device = mesh.devices.flat[0]
+        room = device_bytes(device)
+        if room is not None and device.platform == "cpu":
+            room //= mesh.size  # they share it
     if memory is None or room is None:
         return
     tables = 1 if memory.shared else len(memory.layers)
-    stored = 2 if memory.dtype == "bfloat16" else 4
     by_row = run.optimizer.values.update == "touched" and mesh.size == 1
-    entry = stored + MOMENTS + (0 if by_row else stored)  # and the gradient's
-    total = tables * memory.num_values * value_dim(memory, run.model.dim) * entry
-    parts = math.prod(mesh.shape[RULES[axis]] for axis in ("value_row", "value_column"))
+    entry = _stored(run.model) + MOMENTS + (0 if by_row else GRADIENT)
+    total = tables * _entries(run.model) * entry
+    parts = table_parts(mesh)
     if (each := total / parts) > room:
         raise ConfigError(
             f"Memory.num_keys: {memory.num_values:,} values of {value_dim(memory, run.model.dim):,} with gradients "
@@ -37,16 +41,43 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
         )
 
 
-def device_bytes(mesh: Mesh) -> int | None:
-    """Memory of each device, None where it does not tell; CPU devices share the machine's."""
-    device = mesh.devices.flat[0]
+def check_table_loads(model: Model, device: jax.Device) -> None:
+    """Raises ConfigError for tables that are more than this one device's memory."""
+    room = device_bytes(device)
+    if model.memory is None or room is None:
+        return
+    tables = 1 if model.memory.shared else len(model.memory.layers)
+    total = tables * _entries(model) * _stored(model)
+    if total > room:
+        raise ConfigError(
+            f"Memory.num_keys: {model.memory.num_values:,} values of {value_dim(model.memory, model.dim):,} take "
+            f"{_gib(total)}, and generating needs them on one device, of {_gib(room)}"
+        )
+
+
+def table_parts(mesh: Mesh) -> int:
+    """Devices over which a table is split."""
+    return math.prod(mesh.shape[RULES[axis]] for axis in ("value_row", "value_column"))
+
+
+def device_bytes(device: jax.Device) -> int | None:
+    """Memory of a device, None where it does not tell; of a CPU the machine's."""
     if device.platform == "cpu":
         try:
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.size
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, OSError, ValueError):  # not on this system
             return None
     stats = device.memory_stats() or {}
     return stats.get("bytes_limit")
+
+
+def _entries(model: Model) -> int:
+    return model.memory.num_values * value_dim(model.memory, model.dim)
+
+
+def _stored(model: Model) -> int:
+    """Bytes of an entry."""
+    return 2 if model.memory.dtype == "bfloat16" else 4
 
 
 def _gib(size: float | int) -> str:

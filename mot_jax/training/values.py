@@ -5,16 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float32
 
 from kernels_pallas.embedding_bag import RowsGradient
 from mot_jax.config import Optimizer
-from mot_jax.nn.values import AXES
-from mot_jax.parallel.rules import partition_spec
 from mot_jax.training.optimizer import make_schedule
-
-SPEC = partition_spec(AXES)
 
 
 @jax.tree_util.register_dataclass
@@ -39,13 +34,13 @@ def gradient_norm(grads: dict) -> Float32[Array, ""]:
 
 
 def update(
-    config: Optimizer, steps: int, values: dict, state: ValuesState, grads: dict, apply: Array, key: Array, mesh: Mesh
+    config: Optimizer, steps: int, values: dict, state: ValuesState, grads: dict, apply: Array, key: Array
 ) -> tuple[dict, ValuesState]:
     """The tables after one AdamW update (arXiv 1711.05101), with the rate, decay and clipping of `config.values`.
 
-    A gradient that is a `RowsGradient` touches its rows alone: the moments of the others do not decay (as in
-    "lazy" Adam), and neither do they. `Optimizer.values.update = "touched"` makes one of a dense gradient too, on each
-    device of a mesh from its own shard. bfloat16 tables are rounded stochastically, so that small updates are not lost.
+    A gradient that is a `RowsGradient` touches its rows alone: the moments of the others do not decay (as in "lazy"
+    Adam), and neither do they. So it is with `update = "touched"` for rows whose dense gradient is zero. Tables in
+    bfloat16 are rounded stochastically, so that small updates are not lost.
 
     Args:
       values, state.first, state.second, grads: trees {"values": {name: ...}}.
@@ -78,7 +73,9 @@ def update(
         if isinstance(g, RowsGradient):
             found.append(_touched(rule, p, m, v, g, apply, own_key))
         elif own.update == "touched":
-            found.append(_touched_on_mesh(rule, p, m, v, g, apply, own_key, mesh))
+            read = jnp.any(g != 0, axis=(1, 2), keepdims=True) & apply
+            news = rule(p, m, v, g, own_key)
+            found.append(tuple(jnp.where(read, new, old) for new, old in zip(news, (p, m, v), strict=True)))
         else:
             found.append(
                 jax.lax.cond(apply, lambda p, m, v, g, k: rule(p, m, v, g, k), lambda *a: a[:3], p, m, v, g, own_key)
@@ -99,23 +96,6 @@ def _touched(rule, p, m, v, gradient: RowsGradient, apply: Array, key: Array) ->
     return tuple(
         old.at[rows].set(new, mode="drop", indices_are_sorted=True) for old, new in zip((p, m, v), news, strict=True)
     )
-
-
-def _touched_on_mesh(rule, p, m, v, grad, apply: Array, key: Array, mesh: Mesh):
-    """Each device finds the rows of its shard whose gradient is not zero."""
-
-    def local(p, m, v, grad, apply, key):
-        read = jnp.any(grad != 0, axis=(1, 2))
-        rows = jnp.nonzero(read, size=p.shape[0], fill_value=p.shape[0])[0].astype(jnp.int32)
-        sums = grad.at[rows].get(mode="fill", fill_value=0)
-        for axis in ("fsdp", "tensor"):
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return _touched(rule, p, m, v, RowsGradient(rows, sums.reshape(sums.shape[0], -1)), apply, key)
-
-    plain = PartitionSpec()
-    return jax.shard_map(
-        local, mesh=mesh, in_specs=(SPEC, SPEC, SPEC, SPEC, plain, plain), out_specs=(SPEC,) * 3, check_vma=False
-    )(p, m, v, grad, apply, key)
 
 
 def stochastically_rounded(x: Float32[Array, "..."], key: Array) -> Array:

@@ -39,7 +39,7 @@ DEEP_MOE = {
     "selection_groups": 4,
 }
 
-MEMORY = {"memory": Memory(layers=(0,), num_keys=8, heads=2, top_k=4, value_dim=256), "untied": ("feed_forward",)}
+MEMORY = {"memory": Memory(layers=(0,), num_keys=8, heads=3, top_k=5, value_dim=256), "untied": ("feed_forward",)}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,9 @@ def test_tables_split_over_rows_and_columns_equal_one_device(fields, update, rng
     monkeypatch.setattr(value_exchange, "GROUP_TOKENS", 64)  # 3 exchanges of a device's 94 tokens
     memory = dataclasses.replace(MEMORY["memory"], **fields)
     dim = 256 if memory.value_dim is None else 32
-    model = small_model(**{**MEMORY, "memory": memory, "dim": dim, "num_kv_heads": 2, "dtype": "float32"})
+    layers = len(memory.layers)
+    sizes = {"dim": dim, "num_layers": layers, "num_kv_heads": 2, "dtype": "float32"}
+    model = small_model(**{**MEMORY, "memory": memory, **sizes})
     run = small_run(model, ROWS, LENGTH)
     own = ValuesOptimizer(learning_rate=1.0, clip_norm=0.0, update=update)
     run = dataclasses.replace(run, optimizer=Optimizer(epsilon=1.0, warmup_steps=0, values=own))

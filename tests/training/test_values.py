@@ -36,11 +36,11 @@ def tree(array):
     return {"values": {"shared": array}}
 
 
-def updated(config, table, grads, apply=True, mesh=None):
+def updated(config, table, grads, apply=True):
     """The table and its state after one update for each gradient."""
-    mesh, table = mesh or one_device(), tree(jnp.asarray(table))
+    table = tree(jnp.asarray(table))
     state = values.init(table)
-    step = jax.jit(lambda *a: values.update(config, STEPS, *a, mesh))
+    step = jax.jit(lambda *a: values.update(config, STEPS, *a))
     for number, grad in enumerate(grads):
         table, state = step(table, state, tree(grad), jnp.asarray(apply), jax.random.key(number))
     return table["values"]["shared"], state
