@@ -67,7 +67,7 @@ def split_step(source: str) -> tuple[str, int | None]:
 def _stored_form(
     where: str, stored: dict, model: Model, mesh: Mesh, path: tuple, leaf, sharding: NamedSharding, axes: tuple
 ):
-    """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None for a new router's or memory's."""
+    """What to ask the checkpoint for: the parameter itself, the form it is copied from, or None where it is new."""
     name = path_name(path)
     shape = stored.get(name, leaf.shape)  # a missing one is named when it is asked for
     if name not in stored and any(key.key in NEW for key in path):

@@ -25,7 +25,7 @@ class Questions:
 
     Attributes:
       asked: of facts that training states, in other words than these.
-      untold: of cities that no training document names: what a name gives away.
+      untold: of cities that no training document is about (a few are the answer of another): what a name gives away.
       usual: relation -> its most frequent answer in training.
     """
 
