@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from mot_jax.aot.compile import Compiled, compile_step, state_bytes
+from mot_jax.aot.compile import Compiled, compile_step
 from mot_jax.aot.topology import Target
 from mot_jax.config import Run
 from mot_jax.errors import ConfigError
@@ -17,10 +17,6 @@ def what_fits(
     for bindings, changed in changes(run, target):
         shown = " ".join(bindings)
         try:
-            state = state_bytes(changed, target)
-            if state > target.memory:
-                note(f"{shown}: no, parameters, optimizer and gradients alone are {state / 2**30:,.1f} GiB")
-                continue
             compiled = compile_step(changed, vocabulary, target)
         except ConfigError as error:
             note(f"{shown}: no, {error}")

@@ -40,12 +40,12 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Traffic]:
     return sorted(found, key=lambda each: -each.sent)
 
 
-def sent_bytes(operation: str, result: float, devices: int) -> float:
+def sent_bytes(operation: str, result: int, devices: int) -> float:
     """What each of so many devices sends at least, of a collective with this many bytes of result on each."""
     if operation == "collective-permute":
-        return result
+        return float(result)
     if operation == "reduce-scatter":
-        return result * (devices - 1)
+        return float(result * (devices - 1))
     return result * (devices - 1) / devices * (2 if operation == "all-reduce" else 1)
 
 
@@ -71,7 +71,7 @@ def _a_later_stage(module: Module, computation: str, instruction: Instruction) -
     return not any('"AsyncCollectiveStart"' in each.rest for each in module.computations[computation])
 
 
-def _result_bytes(operation: str, instruction: Instruction) -> float:
+def _result_bytes(operation: str, instruction: Instruction) -> int:
     """Of the result on one device; the -start form shows its operands too, before the results."""
     shapes = instruction.shapes
     if instruction.opcode.endswith("-start") and len(shapes) > 1 and operation != "all-reduce":
@@ -81,7 +81,7 @@ def _result_bytes(operation: str, instruction: Instruction) -> float:
         sizes = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.rest) or re.search(
             r"replica_groups=\[\d+,(\d+)\]", instruction.rest
         )
-        total /= len(sizes[1].split(",")) if sizes[0].endswith("}") else int(sizes[1])
+        total //= len(sizes[1].split(",")) if sizes[0].endswith("}") else int(sizes[1])
     return total
 
 

@@ -1,4 +1,4 @@
-"""The train step of a run, compiled from shapes alone: no array is made, and no data set where the model says enough."""
+"""The train step of a run, compiled from shapes alone: no array is made, no data set where the model says enough."""
 
 import dataclasses
 import re
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from kernels_pallas import ahead_of_time
@@ -82,16 +83,17 @@ def _vocabulary(model: Model) -> Vocabulary:
 
 
 def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
-    """The whole optimizer step of a resolved run on the target's mesh.
+    """The whole optimizer step of a resolved run on the target's mesh; not compiled where its state alone does not fit.
 
     Raises:
       ConfigError: the mesh does not fit the devices, or the model the mesh.
       jax.errors.JaxRuntimeError: the compiler refuses for another reason than memory.
     """
-    mesh = make_mesh(run.parallel, devices_of(target))
-    tx, _ = make_optimizer(run.optimizer, run.train.steps, run.train.only)
-    state = abstract_state(run.model, tx, mesh)
+    mesh, tx, state = _laid_out(run, target)
     step, batch = make_train_step(run, vocabulary, mesh, tx), _batch(run, mesh)
+    gradients = _gradients(run, state, mesh)
+    if (least := _local(state.params) + _local(state.opt_state) + gradients) > target.memory:
+        return Compiled(run, mesh, _bytes(state, gradients, 0, least, 0, target.memory), False, None, 0.0)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells kernels which chip they are traced for
         traced = step.trace(state, batch)
         lowered = traced.lower()
@@ -106,7 +108,7 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
     kept = saved_for_backward(traced.jaxpr.jaxpr)
     if program is None:
         limit, needed = _needed(refused, target)
-        held = _bytes(state, _gradients(run, state, mesh), kept, needed, 0, limit)
+        held = _bytes(state, gradients, kept, needed, 0, limit)
         return Compiled(run, mesh, held, False, None, seconds)
     stats = program.memory_analysis()
     whole = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -121,12 +123,11 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
     return Compiled(run, mesh, held, held.total <= held.limit, program.as_text(), seconds)
 
 
-def state_bytes(run: Run, target: Target) -> int:
-    """What parameters, optimizer state and gradients alone take of one device."""
+def _laid_out(run: Run, target: Target) -> tuple[Mesh, optax.GradientTransformation, TrainState]:
+    """The mesh, the optimizer and the state as shapes."""
     mesh = make_mesh(run.parallel, devices_of(target))
     tx, _ = make_optimizer(run.optimizer, run.train.steps, run.train.only)
-    state = abstract_state(run.model, tx, mesh)
-    return _local(state.params) + _local(state.opt_state) + _gradients(run, state, mesh)
+    return mesh, tx, abstract_state(run.model, tx, mesh)
 
 
 def devices_of(target: Target) -> list[jax.Device]:

@@ -17,9 +17,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step that each resource needs by itself; a step takes the longest at least, their sum if nothing overlaps.
+    """Seconds of a step that each resource needs by itself.
 
-    `links`: by mesh axes. An axis has two links for each dimension of the grid that it runs along, as in a ring.
+    A step takes the longest of them at least, and their sum if nothing overlaps. `links`: by mesh axes; an axis has two
+    links for each dimension of the grid that it runs along, as in a ring.
     """
 
     compute: float
@@ -39,7 +40,7 @@ class Roofline:
 class Report:
     """Of one device and step. `flops`: of matrix products in the program, by part; `analytic`: what they should be.
 
-    `mfu`: the share of the devices' peak that the analytic count is of, at the roofline; `mfu_serial`: if nothing overlaps.
+    `mfu`: what the analytic count is of the devices' peak, at the roofline; `mfu_serial`: if nothing overlaps.
     What needs the program's text is None or empty where the compiler refused.
     """
 
@@ -86,7 +87,7 @@ def make_report(compiled: Compiled, target: Target) -> Report:
     counted = sum(count for part, count in flops.items() if part != "recomputed")
     links = {}
     for each in traffic:
-        name, rate = " × ".join(each.axes), _rate(each.axes, compiled, target)
+        name, rate = " x ".join(each.axes), _rate(each.axes, compiled, target)
         links[name] = links.get(name, 0.0) + (each.sent / rate if rate else 0.0)
     roofline = Roofline(counted / target.flops, moved / target.bandwidth, links)
     useful = sum(analytic.values()) / target.flops
@@ -120,7 +121,7 @@ def to_json(report: Report) -> str:
 
 
 def show(report: Report, console: Console) -> None:
-    mesh = " × ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "one device"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report.mesh.items() if size > 1) or "one device"
     console.print(f"{report.target}; {mesh}; {report.tokens:,} tokens a step", markup=False, highlight=False)
     _show_bytes(report, console)
     if report.roofline is None:
@@ -164,7 +165,7 @@ def _flops_row(table: Table, name: str, count: float, wanted: float, devices: in
 def _show_traffic(report: Report, console: Console) -> None:
     table = _table("sent by each device a step", "collective", "mesh axes", "times", "MiB")
     for each in report.traffic:
-        table.add_row(each.operation, " × ".join(each.axes), f"{each.count:,}", f"{each.sent / 2**20:,.2f}")
+        table.add_row(each.operation, " x ".join(each.axes), f"{each.count:,}", f"{each.sent / 2**20:,.2f}")
     console.print(table)
 
 

@@ -104,7 +104,7 @@ def parse_target(name: str) -> Target:
             sizes = tuple(map(int, each.split("x")))
             if math.prod(sizes) * CORES.get(kind, 1) == int(count):
                 return Target(name, kind, sizes)
-    raise ConfigError(f"--aot: no topology {name!r}{_close(name)}; known: {_known()}")
+    raise ConfigError(f"--aot: no topology {name!r}{_close(name) or ';'} known: {_known()}")
 
 
 def _close(name: str) -> str:

@@ -4,6 +4,8 @@ import collections
 import math
 import re
 
+import numpy as np
+
 from mot_jax.aot.hlo import Instruction, Module, Shape
 
 PARTS = ("projections", "scores", "feed_forward", "memory", "head")  # scopes of the model's code (jax.named_scope)
@@ -64,12 +66,8 @@ def _convolution(instruction: Instruction, left: Shape, right: Shape) -> float:
             int(settings[key][axis]) if key in settings else 1 for key in ("stride", "lhs_dilate", "rhs_dilate")
         )
         low = int(settings["pad"][axis].split("_")[0]) if "pad" in settings else 0
-        reach = (
-            [output * stride - low + tap * rhs_dilate for output in range(outputs) for tap in range(size)]
-            if outputs * size <= 1 << 22
-            else []
-        )
-        total *= sum(at >= 0 and at % dilate == 0 and at // dilate < inputs for at in reach)
+        reach = np.arange(outputs)[:, None] * stride - low + np.arange(size) * rhs_dilate
+        total *= int(np.sum((reach >= 0) & (reach % dilate == 0) & (reach // dilate < inputs)))
     return total * right.sizes[labels[2].index("i")]
 
 
@@ -104,13 +102,13 @@ def _moved(module: Module, around: dict[str, Instruction], instruction: Instruct
         return float(moved * len({shape.space for shape in instruction.shapes[:2] if shape.space == 0}))
     read = [sum(_bytes(s) for s in around[name].shapes) if name in around else 0 for name in instruction.operands]
     if opcode in _SLICES:
-        return min(2 * written, written + read[0])
+        return float(min(2 * written, written + read[0]))
     if opcode == "dynamic-update-slice":
         return 2.0 * read[1]
     if opcode == "fusion":
         called = instruction.attribute(r"calls=%?([\w.\-]+)")
         return _fusion(module.computations[called], read, written)
-    return written + sum(read)
+    return float(written + sum(read))
 
 
 def _fusion(body: tuple[Instruction, ...], read: list[int], written: int) -> float:

@@ -1,7 +1,8 @@
 """Causal attention over long rows as one loop over pairs of blocks (FlashAttention, arXiv 2205.14135, algorithms 1, 4).
 
-A block of queries meets the blocks of keys up to its own end, so nothing is scored that no query may see, no S x S array
-is held, and the program is as long for any S. The backward pass scores every pair anew from the saved log of the sums.
+A block of queries meets the blocks of keys up to its own end, so few scores are made that no query may see, no S x S
+array is held, and the program is as long for any S. The backward pass scores every pair anew, from the saved log of the
+sums.
 """
 
 import functools
