@@ -90,7 +90,7 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
       jax.errors.JaxRuntimeError: the compiler refuses for another reason than memory.
     """
     mesh, tx, state = _laid_out(run, target)
-    step, batch = make_train_step(run, vocabulary, mesh, tx), _batch(run, mesh)
+    step, batch = make_train_step(run, vocabulary, mesh, tx), abstract_batch(run, mesh)
     gradients = _gradients(run, state, mesh)
     if (least := _local(state.params) + _local(state.opt_state) + gradients) > target.memory:
         return Compiled(run, mesh, _bytes(state, gradients, 0, least, 0, target.memory), False, None, 0.0)
@@ -139,7 +139,8 @@ def devices_of(target: Target) -> list[jax.Device]:
     return list(ahead_of_time.tpu_topology(target.grid).devices)
 
 
-def _batch(run: Run, mesh: Mesh) -> Batch:
+def abstract_batch(run: Run, mesh: Mesh) -> Batch:
+    """A whole step's batch as shapes."""
     rows, sharding = (run.data.global_batch_size, run.data.sequence_length), batch_sharding(mesh)
     ids = jax.ShapeDtypeStruct(rows, np.int32, sharding=sharding)
     return Batch(
