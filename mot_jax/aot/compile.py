@@ -87,7 +87,7 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
 
     Raises:
       ConfigError: the mesh does not fit the devices, or the model the mesh.
-      jax.errors.JaxRuntimeError: the compiler refuses for another reason than memory.
+      UserError: the target's compiler is not installed, or refuses for another reason than the device's memory.
     """
     mesh, tx, state = _laid_out(run, target)
     step, batch = make_train_step(run, vocabulary, mesh, tx), abstract_batch(run, mesh)
@@ -101,8 +101,9 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
         try:
             program, refused = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
+            if "memory space hbm" not in str(error):
+                reason = " ".join(str(error).split("\n")[:2])[:500]
+                raise UserError(f"--aot {target.name}: the compiler refuses the step: {reason}") from error
             program, refused = None, str(error)
     seconds = time.perf_counter() - began
     kept = saved_for_backward(traced.jaxpr.jaxpr)

@@ -32,7 +32,7 @@ class Context:
     """
 
     attend: Attend
-    recall: Recall
+    recall: Recall | None
     layer: int | None  # None within a scan
     index: Array | int  # the layer's number, also within a scan
     blocks: int
