@@ -1,67 +1,84 @@
 """What would make a run fit that does not: the changes in the order in which they cost least, tried by compiling."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from mot_jax.aot.compile import Compiled, compile_step
 from mot_jax.aot.topology import Target
 from mot_jax.config import Run
-from mot_jax.errors import ConfigError
+from mot_jax.errors import UserError
 from mot_jax.vocabulary import Vocabulary
+
+Change = Mapping[str, Any]  # bindings, as in {"Model.remat": "full"}
 
 
 def what_fits(
     run: Run, vocabulary: Vocabulary, target: Target, note: Callable[[str], None]
-) -> tuple[tuple[str, ...], Compiled] | None:
-    """The first change that fits, as bindings, and its program; None if none did. `note` is told of every attempt."""
-    for bindings, changed in changes(run, target):
-        shown = " ".join(bindings)
+) -> tuple[str, Compiled] | None:
+    """The first changes that fit, as flags, and the program; None if none did. `note` is told of every attempt.
+
+    Each attempt keeps the changes before it, but those that were refused for another reason than memory.
+    """
+    made = {}
+    for propose in proposals():
+        if (change := propose(run, target)) is None:
+            continue
+        flags = " ".join(f"--gin.{name}={value}" for name, value in (made | change).items())
+        changed = apply(run, change)
         try:
             compiled = compile_step(changed, vocabulary, target)
-        except ConfigError as error:
-            note(f"{shown}: no, {error}")
+        except UserError as error:
+            note(f"{flags}: no, {error}")
             continue
-        total = f"{compiled.bytes.total / 2**30:,.1f} GiB"
-        note(f"{shown}: {'fits' if compiled.fits else 'no'}, {total}")
+        run, made = changed, made | change
+        note(f"{flags}: {'fits' if compiled.fits else 'no'}, {compiled.bytes.total / 2**30:,.1f} GiB")
         if compiled.fits:
-            return bindings, compiled
+            return flags, compiled
     return None
 
 
-def changes(run: Run, target: Target) -> Iterator[tuple[tuple[str, ...], Run]]:
-    """Rematerialisation, more microbatches, parameters over more devices, fewer rows; each keeps those before it."""
-    bindings = {}
+def apply(run: Run, change: Change) -> Run:
+    for name, value in change.items():
+        part, field = name.lower().split(".")
+        run = dataclasses.replace(run, **{part: dataclasses.replace(getattr(run, part), **{field: value})})
+    return run
 
-    def with_(part: str, **fields) -> tuple[tuple[str, ...], Run]:
-        nonlocal run
-        run = dataclasses.replace(run, **{part: dataclasses.replace(getattr(run, part), **fields)})
-        for field, value in fields.items():
-            bindings[f"{part.capitalize()}.{field}"] = value
-        return tuple(f"--gin.{name}={value}" for name, value in bindings.items()), run
 
-    for remat in {"none": ("dots", "full"), "dots": ("full",), "full": ()}[run.model.remat]:
-        yield with_("model", remat=remat)
-    for factor in (2, 2):
-        accumulation = run.train.accumulation * factor
-        if run.data.global_batch_size % (accumulation * _rows_over(run, target)) == 0:
-            yield with_("train", accumulation=accumulation)
+def proposals() -> Iterator[Callable[[Run, Target], Change | None]]:
+    """Rematerialisation, more microbatches, parameters over more devices, fewer rows; each None where it cannot be."""
+    yield lambda run, _: {"Model.remat": "dots"} if run.model.remat == "none" else None
+    yield lambda run, _: {"Model.remat": "full"} if run.model.remat != "full" else None
+    yield _microbatches
+    yield _microbatches
+    yield _parameters_over_all
+    yield _tensor
+    yield _fewer_rows
+    yield _fewer_rows
+
+
+def _microbatches(run: Run, target: Target) -> Change | None:
+    twice = 2 * run.train.accumulation
+    return None if run.data.global_batch_size % (twice * _row_devices(run, target)) else {"Train.accumulation": twice}
+
+
+def _parameters_over_all(run: Run, target: Target) -> Change | None:
     sizes = run.parallel
-    data = _data(run, target)
-    if data > 1:
-        yield with_("parallel", data=1, fsdp=sizes.fsdp * data)
-    if run.parallel.fsdp > 1 and run.parallel.fsdp % 2 == 0:
-        yield with_("parallel", fsdp=run.parallel.fsdp // 2, tensor=run.parallel.tensor * 2)
-    for _ in range(2):
-        if run.data.global_batch_size % (2 * run.train.accumulation * _rows_over(run, target)) == 0:
-            yield with_("data", global_batch_size=run.data.global_batch_size // 2)
+    fsdp = _row_devices(run, target) // sizes.expert
+    return None if fsdp == sizes.fsdp else {"Parallel.data": 1, "Parallel.fsdp": fsdp}
 
 
-def _data(run: Run, target: Target) -> int:
+def _tensor(run: Run, target: Target) -> Change | None:
     sizes = run.parallel
-    fixed = sizes.fsdp * sizes.expert * sizes.tensor
-    return target.devices // abs(fixed) if sizes.data == -1 else sizes.data
+    odd = sizes.fsdp < 2 or sizes.fsdp % 2
+    return None if odd else {"Parallel.fsdp": sizes.fsdp // 2, "Parallel.tensor": sizes.tensor * 2}
 
 
-def _rows_over(run: Run, target: Target) -> int:
+def _fewer_rows(run: Run, target: Target) -> Change | None:
+    rows, parts = run.data.global_batch_size, run.train.accumulation * _row_devices(run, target)
+    return None if rows % (2 * parts) else {"Data.global_batch_size": rows // 2}
+
+
+def _row_devices(run: Run, target: Target) -> int:
     """Devices that the rows of a batch are divided over."""
-    return max(1, target.devices // max(1, run.parallel.tensor))
+    return max(1, target.devices // run.parallel.tensor)

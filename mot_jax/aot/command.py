@@ -50,6 +50,6 @@ def _advise(run: Run, vocabulary: Vocabulary, target: Target, console: Console, 
     if found is None:
         note("nothing tried makes it fit: expected more devices, or a smaller model")
         return
-    bindings, compiled = found
-    note(f"it fits with {' '.join(bindings)}:")
+    flags, compiled = found
+    note(f"it fits with {flags}:")
     show(make_report(compiled, target), console)

@@ -101,14 +101,14 @@ def compile_step(run: Run, vocabulary: Vocabulary, target: Target) -> Compiled:
         try:
             program, refused = lowered.compile(), None
         except jax.errors.JaxRuntimeError as error:
-            if "memory space hbm" not in str(error):
+            if not re.search(r"(?i)ran out of memory (in memory space|on) hbm", str(error)):
                 reason = " ".join(str(error).split("\n")[:2])[:500]
                 raise UserError(f"--aot {target.name}: the compiler refuses the step: {reason}") from error
             program, refused = None, str(error)
     seconds = time.perf_counter() - began
     kept = saved_for_backward(traced.jaxpr.jaxpr)
     if program is None:
-        limit, needed = _needed(refused, target)
+        limit, needed = _needed(refused, target, _local(state))
         held = _bytes(state, gradients, kept, needed, 0, limit)
         return Compiled(run, mesh, held, False, None, seconds)
     stats = program.memory_analysis()
@@ -176,13 +176,17 @@ def _local(tree) -> int:
     )
 
 
-def _needed(message: str, target: Target) -> tuple[int, int]:
-    """(what the device has, what the program needs), from the compiler's refusal."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+def _needed(message: str, target: Target, state: int) -> tuple[int, int]:
+    """(what the device has, what the program needs), from the compiler's refusal: of all, or of temporaries alone."""
+    size = r"([\d.]+)([KMGT]?)"
+    whole = re.search(rf"Used {size} of {size} hbm", message)
+    temporaries = re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    found = whole or temporaries
     if not found:
         return target.memory, target.memory + 1
     used, unit, limit, limit_unit = found.groups()
-    return int(float(limit) * _UNITS[limit_unit]), int(float(used) * _UNITS[unit])
+    needed = int(float(used) * _UNITS[unit]) + (0 if whole else state)
+    return int(float(limit) * _UNITS[limit_unit]), needed
 
 
 def saved_for_backward(jaxpr) -> int:
