@@ -122,11 +122,12 @@ def _fusion(body: tuple[Instruction, ...], read: list[int], written: int) -> flo
         place, using = int(index[0]), users[each.name]
         if place >= len(read):
             continue
-        if using and all(user.opcode in _SLICES and user.operands[0] == each.name for user in using):
-            read[place] = min(read[place], sum(user.shapes[0].bytes for user in using))
-        elif using and all(u.opcode == "dynamic-update-slice" and u.operands[0] == each.name for u in using):
-            updates = sum(_shape(body, user.operands[1]).bytes for user in using)
-            written, read[place] = max(written - read[place], 0) + updates, 0
+        taken = [user for user in using if user.opcode in _SLICES and user.operands[0] == each.name]
+        updated = [u for u in using if u.opcode == "dynamic-update-slice" and u.operands[0] == each.name]
+        if using and len(taken) + len(updated) == len(using):
+            if updated and read[place]:  # in place, in main memory
+                written = max(written - read[place], 0) + sum(_shape(body, u.operands[1]).bytes for u in updated)
+            read[place] = min(read[place], sum(user.shapes[0].bytes for user in taken))
     return float(written + sum(read))
 
 
