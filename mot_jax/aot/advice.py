@@ -14,11 +14,11 @@ Change = Mapping[str, Any]  # bindings, as in {"Model.remat": "full"}
 
 
 def what_fits(
-    run: Run, vocabulary: Vocabulary, target: Target, note: Callable[[str], None]
+    run: Run, least: int, vocabulary: Vocabulary, target: Target, note: Callable[[str], None]
 ) -> tuple[str, Compiled] | None:
     """The first changes that fit, as flags, and the program; None if none did. `note` is told of every attempt.
 
-    Each attempt keeps the changes before it, but those that were refused for another reason than memory.
+    Each attempt keeps the changes before it that took less than `least`, the bytes that `run` needs, and each other.
     """
     made = {}
     for propose in proposals():
@@ -31,10 +31,11 @@ def what_fits(
         except UserError as error:
             note(f"{flags}: no, {error}")
             continue
-        run, made = changed, made | change
         note(f"{flags}: {'fits' if compiled.fits else 'no'}, {compiled.bytes.total / 2**30:,.1f} GiB")
         if compiled.fits:
             return flags, compiled
+        if compiled.bytes.total < least:
+            run, made, least = changed, made | change, compiled.bytes.total
     return None
 
 

@@ -40,13 +40,15 @@ def ahead_of_time(run: Run, target: Target, json_file: str | None) -> int:
         pathlib.Path(json_file).write_text(to_json(report) + "\n")
     if report.fits:
         return 0
-    _advise(run, vocabulary, target, console, note)
+    _advise(run, report.bytes.total, vocabulary, target, console, note)
     return 1
 
 
-def _advise(run: Run, vocabulary: Vocabulary, target: Target, console: Console, note: Callable[[str], None]) -> None:
+def _advise(
+    run: Run, least: int, vocabulary: Vocabulary, target: Target, console: Console, note: Callable[[str], None]
+) -> None:
     note("trying what would make it fit:")
-    found = what_fits(run, vocabulary, target, lambda text: note(f"  {text}"))
+    found = what_fits(run, least, vocabulary, target, lambda text: note(f"  {text}"))
     if found is None:
         note("nothing tried makes it fit: expected more devices, or a smaller model")
         return

@@ -112,18 +112,29 @@ def _moved(module: Module, around: dict[str, Instruction], instruction: Instruct
 
 
 def _fusion(body: tuple[Instruction, ...], read: list[int], written: int) -> float:
-    users = collections.defaultdict(list)
-    for each in body:
+    users, same = collections.defaultdict(list), {}
+    for each in body:  # operands stand before their users
+        if each.opcode in ("bitcast", "reshape"):
+            same[each.name] = same.get(each.operands[0], each.operands[0])
+            continue
         for name in each.operands:
-            users[name].append(each)
+            users[same.get(name, name)].append(each)
     for each in body:
         if each.opcode != "parameter" or not (index := re.match(r"\d+", _index(each))):
             continue
         place, using = int(index[0]), users[each.name]
         if place >= len(read):
             continue
-        taken = [user for user in using if user.opcode in _SLICES and user.operands[0] == each.name]
-        updated = [u for u in using if u.opcode == "dynamic-update-slice" and u.operands[0] == each.name]
+        taken = [
+            user
+            for user in using
+            if user.opcode in _SLICES and same.get(user.operands[0], user.operands[0]) == each.name
+        ]
+        updated = [
+            u
+            for u in using
+            if u.opcode == "dynamic-update-slice" and same.get(u.operands[0], u.operands[0]) == each.name
+        ]
         if using and len(taken) + len(updated) == len(using):
             if updated and read[place]:  # in place, in main memory
                 written = max(written - read[place], 0) + sum(_shape(body, u.operands[1]).bytes for u in updated)

@@ -65,12 +65,13 @@ def test_a_run_that_fits(tmp_path):
 
 @installed
 def test_what_would_make_a_larger_one_fit(tmp_path):
-    large = SMALL.replace("batch_size = 8", "batch_size = 16384").replace("layers = 2", "layers = 8")
-    large = f"{large}\nModel.untied = ()\nModel.scan_layers = True\n"
+    # 1.15e9 parameters with moments and gradients: too many for each chip, and enough room on four.
+    large = SMALL.replace("ffn_dim = 256", "ffn_dim = 1500000").replace("fsdp = 2", "fsdp = 1")
+    large = f"{large}\nModel.untied = ()\nParallel.data = 4\n"
     done = train(tmp_path, "--aot", "v5e:2x2", config=large)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "DOES NOT FIT" in done.stdout
-    assert "it fits with --gin.Model.remat=" in done.stdout
+    assert "it fits with" in done.stdout and "--gin.Parallel.data=1 --gin.Parallel.fsdp=4:" in done.stdout
 
 
 def test_an_unknown_topology_is_answered_at_once(tmp_path):
