@@ -1,9 +1,11 @@
 """Trains a model: `python train.py --help`."""
 
+import os
 import sys
 
 from etils import epath
 
+from mot_jax.aot.topology import parse_target
 from mot_jax.cli import parse_train, run_main
 from mot_jax.training.host_memory import keep_freed_pages
 from mot_jax.training.run_directory import check_directory, new_directory
@@ -11,6 +13,12 @@ from mot_jax.training.run_directory import check_directory, new_directory
 
 def main(argv: list[str]) -> int:
     arguments = parse_train(argv)
+    if arguments.aot is not None:
+        target = parse_target(arguments.aot)
+        os.environ["JAX_PLATFORMS"] = "cpu"  # or jax looks for the hardware
+        from mot_jax.aot.command import ahead_of_time
+
+        return ahead_of_time(arguments.run, target, arguments.json)
     run_dir = epath.Path(arguments.run_dir) if arguments.run_dir else new_directory(arguments.name)
     check_directory(run_dir, arguments.resume, arguments.run)  # refuses at once, before the slow imports
 

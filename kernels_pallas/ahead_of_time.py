@@ -47,7 +47,8 @@ def compile_for(
         raise ValueError(f"target: got {target!r}, expected one of {', '.join(TARGETS)}")
     if reason := missing(target):
         raise ModuleNotFoundError(reason)
-    mesh = Mesh(np.array(_topology(target).devices[:1]), ("chip",))
+    described = gpu_topology() if target == "h100" else tpu_topology(TPU_TOPOLOGIES[target])
+    mesh = Mesh(np.array(described.devices[:1]), ("chip",))
     one_chip = NamedSharding(mesh, PartitionSpec())
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_chip) for a in arguments]
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells kernels which chip they are traced for
@@ -55,13 +56,18 @@ def compile_for(
         return traced.lower().compile(), traced
 
 
-def _topology(target: str) -> topologies.TopologyDescription:
-    if target == "h100":
-        jax.devices()  # registers the CUDA plugin
-        config = (pathlib.Path(__file__).parent / "h100.txtpb").read_text()
-        return topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
+def gpu_topology() -> topologies.TopologyDescription:
+    """One H100."""
+    jax.devices()  # registers the CUDA plugin
+    config = (pathlib.Path(__file__).parent / "h100.txtpb").read_text()
+    return topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
+
+
+def tpu_topology(name: str) -> topologies.TopologyDescription:
+    """A slice of a pod, as in `v5e:16x16` or `v5p:8x8x8`; raises jax.errors.JaxRuntimeError for one that is none."""
     # A TPU machine's own settings are not asked for, and another process may compile at the same time.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=TPU_TOPOLOGIES[target])
+    alone = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith(":1x1") else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **alone)

@@ -24,7 +24,8 @@ _TRAIN_EXAMPLES = """examples:
   python train.py --gin_file digits_dense                     a shipped config, by name or path
   python train.py --gin.Train.steps=200 --gin.Model.dim=64    change single parameters
   python train.py --run_dir runs/a --resume=auto              go on where runs/a stopped, or start it
-  python train.py --import my.module --gin.Data.source='@MySource()'"""
+  python train.py --import my.module --gin.Data.source='@MySource()'
+  python train.py --gin_file pods/mot_7b_v5p_512 --aot v5p:8x8x8    does it fit a pod, and at what speed at most"""
 
 _EVAL_EXAMPLES = """examples:
   python eval.py --run_dir runs/a                             losses, and the tasks of Eval.tasks
@@ -33,13 +34,18 @@ _EVAL_EXAMPLES = """examples:
 
 @dataclasses.dataclass(frozen=True)
 class TrainArguments:
-    """What train.py was asked for. `config_text` is the operative config, `name` the config's name for run_dir None."""
+    """What train.py was asked for. `config_text` is the operative config, `name` the config's name for run_dir None.
+
+    `aot`: the machine to compile for instead of training; `json`: where what that finds goes.
+    """
 
     run: Run
     config_text: str
     name: str
     run_dir: str | None
     resume: Literal["never", "auto", "must"]
+    aot: str | None = None
+    json: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +74,16 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         help="go on from a checkpoint in --run_dir: never (default; refuses a directory that holds a run), "
         "auto (if there is one), must",
     )
+    parser.add_argument(
+        "--aot",
+        metavar="TOPOLOGY",
+        help="instead of training: compile the step for v5e:16x16, v5p-512, h100, ... and say whether it fits "
+        "and what it costs",
+    )
+    parser.add_argument("--json", metavar="FILE", help="with --aot: the same as JSON; - prints it")
     arguments, bindings = _parse(parser, argv)
+    if arguments.json is not None and arguments.aot is None:
+        raise ConfigError("--json: expected --aot, whose findings it writes")
     if arguments.resume not in RESUME:
         wrong = f"{arguments.resume!r}{nearest(arguments.resume, RESUME)}"
         raise ConfigError(f"--resume: expected one of {', '.join(RESUME)}, got {wrong}")
@@ -83,7 +98,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         files = [DEFAULT_CONFIG]
     run, text = load_run(files, bindings)
     name = epath.Path(find_config(files[-1])).stem
-    return TrainArguments(run, text, name, arguments.run_dir, arguments.resume)
+    return TrainArguments(run, text, name, arguments.run_dir, arguments.resume, arguments.aot, arguments.json)
 
 
 def parse_eval(argv: Sequence[str]) -> EvalArguments:

@@ -107,7 +107,7 @@ def find_config(name: str, beside: str | None = None, where: str = "") -> str:
     shipped = configs_directory()
     short = name.removeprefix("configs/")
     candidates = [epath.Path(beside).parent / name] if beside else []
-    candidates += [epath.Path(name), shipped / short, shipped / "presets" / short]
+    candidates += [epath.Path(name), shipped / short, shipped / "presets" / short, shipped / "pods" / short]
     for candidate in candidates:
         for path in (candidate, candidate.parent / f"{candidate.name}.gin"):
             if path.name.endswith(".gin") and path.is_file():

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from mot_jax.config import Model, heads
+from mot_jax.nn.blockwise import blockwise_attention
 from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm
 from mot_jax.nn.parameters import constant, grouped, use, weight
@@ -13,7 +14,7 @@ from mot_jax.nn.rotary import rotate
 from mot_jax.nn.rows import Rows, enter, leave, per_row, project
 from mot_jax.parallel.collectives import sum_over
 
-QUERY_CHUNK = 512  # queries scored at a time; longer sequences never hold an S x S array
+BLOCK = 512  # queries and keys of longer rows that are scored at a time
 
 
 class Attention(nnx.Module):
@@ -60,29 +61,14 @@ class Attention(nnx.Module):
         return sum_over(project(rows, y, output), "tensor")
 
 
+@jax.named_scope("scores")
 def causal_in_document(
     q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], segment_ids: Int[Array, "B S"]
 ) -> Float[Array, "B S N H"]:
-    """Causal softmax attention within each packed document, a chunk of queries at a time.
-
-    A chunk sees only the keys up to its own end, so nothing is scored twice and no S x S array is held.
-    """
+    """Causal softmax attention within each packed document; of rows longer than BLOCK no S x S array is held."""
     length = q.shape[1]
+    if length > BLOCK:
+        return blockwise_attention(q, k, v, segment_ids, BLOCK)
     order = jnp.arange(length)
-
-    def chunk(q, k, v, first, segments):
-        stop = first + q.shape[1]
-        same = segments[:, first:stop, None] == segments[:, None, :stop]
-        mask = same & (order[first:stop, None] >= order[None, :stop])
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
-
-    if length <= QUERY_CHUNK:
-        return chunk(q, k, v, 0, segment_ids)
-    scored = jax.checkpoint(chunk, static_argnums=(3,))
-    return jnp.concatenate(
-        [
-            scored(q[:, i : i + QUERY_CHUNK], k[:, : i + QUERY_CHUNK], v[:, : i + QUERY_CHUNK], i, segment_ids)
-            for i in range(0, length, QUERY_CHUNK)
-        ],
-        axis=1,
-    )
+    seen = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (order[:, None] >= order)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])

@@ -1,5 +1,6 @@
 """One layer: attention and feed-forward, each with its norm before it (pre) or after it (post: x + norm(f(x)))."""
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -53,22 +54,32 @@ class Block(nnx.Module):
     def _parts(self, x, rows: Rows, context: Context):
         """What attention adds, what the feed-forward adds, and its report."""
         if self.norm_order == "pre":
-            attended = self.attention(self.attention_norm(x, rows), rows, context)
+            attended = self._attention(self.attention_norm(x, rows), rows, context)
             more, report = self._feed_forward(self.feed_forward_norm(x + attended, rows), rows, context)
             return attended, more, report
-        attended = self.attention_norm(self.attention(x, rows, context), rows)
+        attended = self.attention_norm(self._attention(x, rows, context), rows)
         more, report = self._feed_forward(x + attended, rows, context)
         return attended, self.feed_forward_norm(more, rows), report
 
+    # Scopes name the parts in compiled programs and profiles.
+    @jax.named_scope("projections")
+    def _attention(self, x, rows: Rows, context: Context) -> Float[Array, "P D"]:
+        return self.attention(x, rows, context)
+
+    @jax.named_scope("memory")
+    def _memory(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
+        return self.memory(x, rows, context)
+
+    @jax.named_scope("feed_forward")
     def _feed_forward(self, x, rows: Rows, context: Context) -> tuple[Float[Array, "P D"], Report]:
         if not hasattr(self, "feed_forward"):
-            return self.memory(x, rows, context)
+            return self._memory(x, rows, context)
         if not isinstance(self.feed_forward, Experts):
             return self.feed_forward(x, rows), nothing()
         y, report = self.feed_forward(x, rows, context)
         if not hasattr(self, "memory"):
             return y, report
-        recalled, read = self.memory(x, rows, context)
+        recalled, read = self._memory(x, rows, context)
         return y + recalled, merge(report, read)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from mot_jax import config
 from mot_jax.batch import Batch
 from mot_jax.config import Model
-from mot_jax.nn import rotary
+from mot_jax.nn import blockwise, rotary
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.block import Block, num_groups
 from mot_jax.nn.context import Attend, Context, Noise, Recall, local_blocks
@@ -26,11 +26,11 @@ from mot_jax.parallel.collectives import gather
 from mot_jax.parallel.rules import local_shape
 from mot_jax.routing.token_choice import hash_bucket
 
-# "dots" keeps what products made; those of grouped weights are loops, and named instead.
+# "dots" keeps what products made; those of grouped weights and of long attention are loops, and named instead.
 REMAT = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("grouped_matmul"),
+        jax.checkpoint_policies.save_only_these_names("grouped_matmul", blockwise.SAVED),
     ),
     "full": None,
 }

@@ -33,6 +33,7 @@ def _scores(hidden, head, targets, z_loss):
     return nll + z_loss * log_z**2, nll, gradient
 
 
+@jax.named_scope("head")
 def _run(hidden, head, targets, weights, z_loss, with_gradient):
     tokens, size = targets.shape[0], _chunk_size(targets.shape[0], head.shape[0])
     padding = -tokens % size

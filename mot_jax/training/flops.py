@@ -28,11 +28,19 @@ def forward_flops_per_token(model: Model, sequence_length: int) -> float:
     counted as causal over whole rows: half of S keys a query on average. Norms, rotary embedding, softmax, the
     embedding's lookup and auxiliary routers are left out.
     """
-    layers = sum(_layer(model, block, sequence_length) for block in expand(model))
-    return 2.0 * (layers + model.dim * model.vocab_size)
+    return sum(forward_flops_by_part(model, sequence_length).values())
 
 
-def _layer(model: Model, block: Block, sequence_length: int) -> float:
+def forward_flops_by_part(model: Model, sequence_length: int) -> dict[str, float]:
+    """The same, of attention's projections and scores, feed-forwards with their routers, memories, and the head."""
+    parts = dict.fromkeys(("projections", "scores", "feed_forward", "memory"), 0.0)
+    for block in expand(model):
+        for part, count in _layer(model, block, sequence_length).items():
+            parts[part] += 2.0 * count
+    return {**parts, "head": 2.0 * model.dim * model.vocab_size}
+
+
+def _layer(model: Model, block: Block, sequence_length: int) -> dict[str, float]:
     """Multiply-adds of one layer, a token's share."""
     num_heads, kv_heads, head_dim = heads(model)
     through = block.depth.capacity if block.depth else 1.0
@@ -43,7 +51,12 @@ def _layer(model: Model, block: Block, sequence_length: int) -> float:
     recalled = _memory(model.memory, model.dim) if has_memory(block) else 0
     scored = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice | AverageKey))
     depth_router = model.dim if block.depth else 0
-    return through * (projections + scores + experts + recalled + model.dim * scored) + depth_router
+    return {
+        "projections": through * projections,
+        "scores": through * scores,
+        "feed_forward": through * (experts + model.dim * scored) + depth_router,
+        "memory": through * recalled,
+    }
 
 
 def _memory(memory: Memory, dim: int) -> int:

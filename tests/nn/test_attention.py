@@ -1,4 +1,4 @@
-"""Attention within packed documents, chunked and not, against a masked softmax in NumPy."""
+"""Attention within packed documents, in blocks and whole, against a masked softmax in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mot_jax.nn import attention
+from mot_jax.nn.blockwise import blockwise_attention
 
 
 def reference(q, k, v, segments):
@@ -19,14 +20,28 @@ def reference(q, k, v, segments):
     return np.einsum("bnst,btnh->bsnh", weights / weights.sum(-1, keepdims=True), v)
 
 
-@pytest.mark.parametrize("chunk", [512, 7], ids=["whole", "chunked"])
-def test_causal_within_documents(chunk, rng, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+def packed(rng):
     q = rng.standard_normal((2, 24, 4, 8))
     k, v = rng.standard_normal((2, 2, 24, 2, 8))
-    segments = np.sort(rng.integers(0, 4, (2, 24)), 1)
-    out = attention.causal_in_document(*(jnp.float32(x) for x in (q, k, v)), jnp.int32(segments))
-    np.testing.assert_allclose(out, reference(q, k, v, segments), rtol=1e-4, atol=1e-5)
+    return (*(jnp.float32(x) for x in (q, k, v)), jnp.int32(np.sort(rng.integers(0, 4, (2, 24)), 1)))
+
+
+@pytest.mark.parametrize("block", [512, 8, 7, 1], ids=["whole", "blocks", "uneven blocks", "blocks of one"])
+def test_causal_within_documents(block, rng, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    q, k, v, segments = packed(rng)
+    out = attention.causal_in_document(q, k, v, segments)
+    np.testing.assert_allclose(out, reference(*map(np.asarray, (q, k, v, segments))), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [8, 7])
+def test_gradients_in_blocks_equal_those_of_the_whole(block, rng):
+    q, k, v, segments = packed(rng)
+    weights = jnp.float32(rng.standard_normal(q.shape))
+    whole = jax.grad(lambda *a: jnp.sum(attention.causal_in_document(*a, segments) * weights), (0, 1, 2))
+    blocks = jax.grad(lambda *a: jnp.sum(blockwise_attention(*a, segments, block) * weights), (0, 1, 2))
+    for a, b in zip(whole(q, k, v), blocks(q, k, v), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
 def test_long_sequences_never_hold_a_square_array():
