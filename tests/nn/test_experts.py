@@ -168,7 +168,7 @@ def test_experts_are_the_sum_they_stand_for(rng, name, grouped):
         angles = jnp.zeros((*batch.tokens.shape, 4))
         ids = (jnp.asarray(batch.tokens), jnp.asarray(groups, jnp.int32), jnp.asarray(batch.segment_ids))
         rows = make_rows(*ids, (angles, angles), 3 if grouped else None)
-        context = Context(lambda *_: None, 0, 0, 1, False, None)
+        context = Context(lambda *_: None, None, 0, 0, 1, False, None)
         y, report = nnx.merge(graph, p)(enter(rows, x), rows, context)
         return leave(rows, y), report
 
