@@ -21,7 +21,7 @@ from mot_jax.errors import UserError
 from mot_jax.parallel.mesh import batch_sharding, make_mesh
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.state import TrainState, abstract_state, split_values
-from mot_jax.training.step import by_row, make_train_step
+from mot_jax.training.step import make_train_step, rows_only
 from mot_jax.vocabulary import Vocabulary, build_vocabulary
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -165,7 +165,7 @@ def _bytes(state: TrainState, gradients: int, kept: int, needed: int, program: i
 
 def _gradients(run: Run, state: TrainState, mesh: Mesh) -> int:
     """As large as parameters, but of tables whose gradient is known by row."""
-    return _local(split_values(state.params)[0] if by_row(run, mesh) else state.params)
+    return _local(split_values(state.params)[0] if rows_only(run, mesh) else state.params)
 
 
 def _local(tree) -> int:
