@@ -14,7 +14,7 @@ import report
 
 from mot_jax.batch import Batch
 from mot_jax.config import Block, Data, Model, Optimizer, Parallel, Run, resolve
-from mot_jax.config_experts import Depth, ExpertChoice
+from mot_jax.config.experts import Depth, ExpertChoice
 from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training.flops import train_flops_per_token

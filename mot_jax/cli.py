@@ -11,7 +11,7 @@ from typing import Literal
 from etils import epath
 
 from mot_jax.config import Run
-from mot_jax.config_text import differences
+from mot_jax.config.text import differences
 from mot_jax.errors import ConfigError, UserError, nearest
 from mot_jax.gin_config import find_config, load_run
 

@@ -17,8 +17,8 @@ from etils import epath
 from gin import config_parser
 
 from mot_jax.config import Run, check_run
-from mot_jax.config_text import run_text
-from mot_jax.config_types import check, config_classes, dataclasses_in, full_name
+from mot_jax.config.text import run_text
+from mot_jax.config.types import check, config_classes, dataclasses_in, full_name
 from mot_jax.errors import ConfigError, nearest
 
 Scope = tuple[str, ...]

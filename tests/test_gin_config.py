@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import gin
 import pytest
 
-from mot_jax.config import Block, Data, Digits, FrozenMapping, Model, RopeScaling, Run, Source
-from mot_jax.config_experts import FeedForward
-from mot_jax.config_text import differences, run_text
+from mot_jax.config import Block, Data, Digits, FrozenMapping, Model, RopeScaling, Run, Source, ValuesOptimizer
+from mot_jax.config.experts import FeedForward
+from mot_jax.config.text import differences, run_text
 from mot_jax.errors import ConfigError
 from mot_jax.gin_config import configs_directory, find_config, load_run
 
@@ -158,7 +158,7 @@ def test_gin_itself_reads_the_operative_config_alike():
     )
     nested = [type(getattr(run, field.name)) for field in dataclasses.fields(Run)]
     with gin.config.interactive_mode():
-        for cls in (Run, Block, Digits, FeedForward, *nested):
+        for cls in (Run, Block, Digits, FeedForward, ValuesOptimizer, *nested):
             gin.external_configurable(cls, module="differential")
         try:
             gin.parse_config(text)
@@ -178,7 +178,7 @@ def test_gin_is_left_as_it_was():
     load_run(["digits_dense"])
     assert gin.config_str() == ""
     with pytest.raises(ValueError, match="No configurable matching"):
-        gin.bind_parameter("mot_jax.config.Train.steps", 1)
+        gin.bind_parameter("mot_jax.config.run.Train.steps", 1)
 
 
 def test_a_class_defined_again_replaces_the_first():

@@ -3,7 +3,7 @@
 import pytest
 
 from mot_jax.config import expand, group_names, pools, resolve
-from mot_jax.config_experts import ExpertChoice, FeedForward
+from mot_jax.config.experts import ExpertChoice, FeedForward
 from mot_jax.gin_config import configs_directory, load_run
 from mot_jax.nn import count
 from mot_jax.training import flops

@@ -18,7 +18,7 @@ import pytest
 import mot_jax
 from mot_jax.codecs import BytePairText, ImagePatches, SpeechUnits
 from mot_jax.config import Data, Model, Run, Sample, resolve
-from mot_jax.config_text import run_text
+from mot_jax.config.text import run_text
 from mot_jax.data.dataset import DatasetWriter, copy_artifacts
 from mot_jax.documents import Span
 from mot_jax.errors import UserError

@@ -5,7 +5,7 @@ import math
 import jax
 
 from mot_jax.config import Model, expand, pools
-from mot_jax.config_memory import value_dim
+from mot_jax.config.memory import value_dim
 from mot_jax.nn.transformer import abstract, logical_axes
 
 

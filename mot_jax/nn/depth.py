@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from mot_jax.config import Model
-from mot_jax.config_experts import Depth
+from mot_jax.config.experts import Depth
 from mot_jax.nn.auxiliary import AuxiliaryRouter, agreement
 from mot_jax.nn.context import Context
 from mot_jax.nn.parameters import weight

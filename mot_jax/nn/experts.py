@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.grouped_matmul import align_rows, group_pairs, group_rows, grouped_feed_forward, ungroup_rows
 from mot_jax import config
 from mot_jax.config import Model, Pool
-from mot_jax.config_experts import AverageKey, ExpertChoice, HashExperts, TokenChoice
+from mot_jax.config.experts import AverageKey, ExpertChoice, HashExperts, TokenChoice
 from mot_jax.nn import report
 from mot_jax.nn.auxiliary import AuxiliaryRouter, agreement
 from mot_jax.nn.context import Context

@@ -1,13 +1,15 @@
 """A memory layer: product-key queries into a table of values (Memory+, arXiv 2412.09764, section 3)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from kernels_pallas.product_key import product_key_topk
-from mot_jax import config, config_memory
-from mot_jax.config import Model
+from mot_jax.config import Model, group_names
+from mot_jax.config.memory import key_dim, value_dim
 from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm, unit
 from mot_jax.nn.parameters import grouped, uniform, use, weight
@@ -27,15 +29,15 @@ class Memory(nnx.Module):
         memory = model.memory
         self.mine = None  # all groups
         if memory.modalities is not None:
-            groups, names = None, config.group_names(model)
+            groups, names = None, group_names(model)
             self.mine = tuple(names.index(name) for name in memory.modalities)
-        dim, width = model.dim, config_memory.value_dim(memory, model.dim)
-        key_dim = config_memory.key_dim(memory, dim)
-        self.memory, self.half, self.epsilon = memory, key_dim // 2, model.norm_epsilon
-        queries, keys = memory.heads * key_dim, (memory.heads, 2, memory.num_keys, self.half)
+        dim, width = model.dim, value_dim(memory, model.dim)
+        key_width = key_dim(memory, dim)
+        self.memory, self.half, self.epsilon = memory, key_width // 2, model.norm_epsilon
+        queries, keys = memory.heads * key_width, (memory.heads, 2, memory.num_keys, self.half)
         # Xavier's bound, and that of the paper's implementation for keys.
         self.query = uniform(rngs, *grouped(groups, (dim, queries), ("embed", None)), (6 / (dim + queries)) ** 0.5)
-        self.keys = uniform(rngs, *grouped(groups, keys, (None, None, None, "embed")), key_dim**-0.5)
+        self.keys = uniform(rngs, *grouped(groups, keys, (None, None, None, "embed")), key_width**-0.5)
         if memory.qk_norm:
             self.query_norm = Norm(self.half, "rms", model.norm_epsilon, groups)
             self.key_norm = Norm(self.half, "rms", model.norm_epsilon, groups)
@@ -52,7 +54,7 @@ class Memory(nnx.Module):
             real = jnp.sum(rows.owner[:, list(self.mine)], axis=1, keepdims=True) > 0
         reads = jnp.where(real, _flat(found), self.memory.num_values), jnp.where(real, _flat(weights), 0.0)
         y = context.recall(context.layer, *reads).astype(x.dtype)
-        report = Report(nothing().balance, nothing().auxiliary, {}, reads)
+        report = dataclasses.replace(nothing(), reads=reads)
         if not self.memory.gated:
             return gather(y, "tensor", 1), report  # zero where nothing was read
         gate, down = use(self.gate, x.dtype), use(self.down, x.dtype)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from mot_jax import config_memory
 from mot_jax.config import Model
+from mot_jax.config.memory import Memory, table_shape, value_dim
 from mot_jax.nn.context import Recall
 from mot_jax.parallel.value_exchange import read
 
@@ -15,9 +15,9 @@ AXES = ("value_row", "value_column", None)
 
 def tables(model: Model, rngs: nnx.Rngs) -> nnx.Dict:
     """Normal with the standard deviation width^-1/2, by name (`Memory.table_of`)."""
-    memory: config_memory.Memory = model.memory
-    shape = config_memory.table_shape(memory, model.dim)
-    std = config_memory.value_dim(memory, model.dim) ** -0.5
+    memory: Memory = model.memory
+    shape = table_shape(memory, model.dim)
+    std = value_dim(memory, model.dim) ** -0.5
 
     def table():
         return nnx.Param((std * jax.random.normal(rngs.params(), shape)).astype(memory.dtype), axes=AXES)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from kernels_pallas.grouped_matmul import move_rows
-from mot_jax.config_experts import Depth, exact
+from mot_jax.config.experts import Depth, exact
 from mot_jax.routing.expert_choice import share_of
 from mot_jax.routing.top_rows import top_members
 

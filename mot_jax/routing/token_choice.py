@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mot_jax.config_experts import TokenChoice, exact
+from mot_jax.config.experts import TokenChoice, exact
 from mot_jax.routing.assignment import Assignment, Tokens
 from mot_jax.routing.expert_choice import share_of
 

@@ -1,8 +1,8 @@
 """Counting the floating-point operations of training a model."""
 
 from mot_jax.config import Block, Model, Run, expand, expert_dim, has_memory, heads, pools
-from mot_jax.config_experts import AverageKey, ExpertChoice, TokenChoice
-from mot_jax.config_memory import Memory, key_dim, value_dim
+from mot_jax.config.experts import AverageKey, ExpertChoice, TokenChoice
+from mot_jax.config.memory import Memory, key_dim, value_dim
 
 # Dense bfloat16 operations per second of one device, by the start of `device_kind`; vendors' data sheets.
 PEAK_FLOPS = {

@@ -9,7 +9,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mot_jax.config import Model, Pool, expand, pools
-from mot_jax.config_experts import AverageKey
+from mot_jax.config.experts import AverageKey
 from mot_jax.errors import CheckpointError
 from mot_jax.nn import transformer
 from mot_jax.training.checkpoint import Checkpoints

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mot_jax import config
 from mot_jax.config import Run
-from mot_jax.config_memory import LANES, value_dim
+from mot_jax.config.memory import LANES, value_dim
 from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
 from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from mot_jax.batch import Batch
 from mot_jax.config import Model, Run, expand, pools, sees_future, selects
-from mot_jax.config_experts import ExpertChoice
+from mot_jax.config.experts import ExpertChoice
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Noise, first_block

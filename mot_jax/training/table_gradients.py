@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32
 
 from kernels_pallas.embedding_bag import RowsGradient, embedding_bag_rows_gradient
 from mot_jax.config import Model
-from mot_jax.config_memory import value_dim
+from mot_jax.config.memory import value_dim
 from mot_jax.nn.context import Recall
 from mot_jax.nn.values import recall_from
 from mot_jax.parallel.collectives import axis_size

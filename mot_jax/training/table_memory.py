@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from mot_jax.config import Model, Run
-from mot_jax.config_memory import value_dim
+from mot_jax.config.memory import value_dim
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.rules import RULES
 

@@ -8,8 +8,8 @@ import pytest
 from mot_jax import config
 from mot_jax.batch import Batch
 from mot_jax.config import Block, FrozenMapping, Model, resolve
-from mot_jax.config_experts import Depth, ExpertChoice, TokenChoice
-from mot_jax.config_memory import Memory
+from mot_jax.config.experts import Depth, ExpertChoice, TokenChoice
+from mot_jax.config.memory import Memory
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.nn import transformer
 from tests.generation.models import random_params

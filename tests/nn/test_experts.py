@@ -9,7 +9,7 @@ import pytest
 
 from mot_jax import config
 from mot_jax.config import Block, FrozenMapping
-from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, FeedForward, HashExperts, TokenChoice
+from mot_jax.config.experts import AverageKey, Depth, ExpertChoice, FeedForward, HashExperts, TokenChoice
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Context
 from mot_jax.nn.rows import enter, leave, make_rows

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mot_jax import config
-from mot_jax.config_memory import Memory
+from mot_jax.config.memory import Memory
 from mot_jax.evaluation.usage import memory_usage
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Context

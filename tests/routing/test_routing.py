@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot_jax.config_experts import TokenChoice, exact
+from mot_jax.config.experts import TokenChoice, exact
 from mot_jax.routing import expert_choice, token_choice
 from mot_jax.routing.assignment import Tokens
 from mot_jax.routing.top_rows import top_members

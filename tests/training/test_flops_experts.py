@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import Literal
 
 from mot_jax.config import Block, FrozenMapping, expand
-from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, HashExperts, TokenChoice
+from mot_jax.config.experts import AverageKey, Depth, ExpertChoice, HashExperts, TokenChoice
 from mot_jax.nn import transformer
 from mot_jax.training.flops import forward_flops_per_token
 from tests.batches import VOCABULARY, random_batch, small_model

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from mot_jax.config import Block, Optimizer, Parallel, ValuesOptimizer
-from mot_jax.config_experts import AverageKey, Depth, ExpertChoice, TokenChoice
-from mot_jax.config_memory import Memory
+from mot_jax.config.experts import AverageKey, Depth, ExpertChoice, TokenChoice
+from mot_jax.config.memory import Memory
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.parallel import value_exchange

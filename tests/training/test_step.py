@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mot_jax.config import Data, Parallel
-from mot_jax.config_experts import ExpertChoice
+from mot_jax.config.experts import ExpertChoice
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training.state import init_state

@@ -10,7 +10,7 @@ import pytest
 
 from kernels_pallas.embedding_bag import RowsGradient
 from mot_jax.config import Optimizer, Parallel, ValuesOptimizer
-from mot_jax.config_memory import Memory
+from mot_jax.config.memory import Memory
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training import values
 from mot_jax.training.optimizer import make_optimizer, make_schedule

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from mot_jax.config import Data, Parallel, Run, Train, resolve
-from mot_jax.config_experts import Depth, ExpertChoice, FeedForward
+from mot_jax.config.experts import Depth, ExpertChoice, FeedForward
 from mot_jax.errors import ConfigError
 from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh

@@ -5,6 +5,7 @@ import fractions
 import math
 from typing import Literal
 
+from mot_jax.config.numbers import check_least
 from mot_jax.errors import ConfigError
 
 LEAST_SHARE = 0.001  # shares are taken to thousandths
@@ -124,10 +125,10 @@ def check_feed_forward(name: str, kind: FeedForward) -> None:
     """Raises ConfigError for numbers that no router can work with; `name` says whose."""
     cls = type(kind).__name__
     where = f"{name}: {cls}"
-    _least(f"{where}.ffn_dim", kind.ffn_dim, 1)
+    check_least(f"{where}.ffn_dim", kind.ffn_dim, 1)
     if not hasattr(kind, "experts"):
         return
-    _least(f"{where}.experts", kind.experts, 1)
+    check_least(f"{where}.experts", kind.experts, 1)
     if isinstance(kind, ExpertChoice) and not LEAST_SHARE <= kind.capacity <= kind.experts:
         raise ConfigError(
             f"{where}.capacity: expected {LEAST_SHARE} to {kind.experts} (its experts), got {kind.capacity}"
@@ -141,7 +142,7 @@ def check_feed_forward(name: str, kind: FeedForward) -> None:
                 'nothing from it; expected "before"'
             )
         for field in ("shared", "balance_loss", "z_loss"):
-            _least(f"{where}.{field}", getattr(kind, field), 0)
+            check_least(f"{where}.{field}", getattr(kind, field), 0)
         if kind.capacity is not None and not LEAST_SHARE <= kind.capacity < math.inf:
             raise ConfigError(
                 f"{where}.capacity: expected {LEAST_SHARE} or more, or None to drop no token, got {kind.capacity}"
@@ -152,8 +153,3 @@ def check_depth(name: str, depth: Depth) -> None:
     """Raises ConfigError for a share that is none."""
     if not LEAST_SHARE <= depth.capacity <= 1:
         raise ConfigError(f"{name}: Depth.capacity: expected {LEAST_SHARE} to 1, got {depth.capacity}")
-
-
-def _least(name: str, value: int | float | None, least: int) -> None:
-    if value is not None and not value >= least:
-        raise ConfigError(f"{name}: expected a number that is at least {least}, got {value}")

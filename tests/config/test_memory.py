@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from mot_jax.config import Optimizer, Parallel, ValuesOptimizer, expand, has_memory, resolve
-from mot_jax.config_memory import Memory
+from mot_jax.config.memory import Memory
 from mot_jax.errors import ConfigError
 from mot_jax.gin_config import load_run
 from mot_jax.nn import count

@@ -6,7 +6,7 @@ import pytest
 
 from mot_jax import config
 from mot_jax.config import Block, Data, Eval, FrozenMapping, Model, Optimizer, RopeScaling, Run, Sample, Source, Train
-from mot_jax.config_experts import FeedForward
+from mot_jax.config.experts import FeedForward
 from mot_jax.errors import ConfigError
 
 

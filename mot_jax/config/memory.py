@@ -4,7 +4,8 @@ import dataclasses
 import fractions
 from typing import Literal
 
-from mot_jax.config_experts import FeedForward
+from mot_jax.config.experts import FeedForward
+from mot_jax.config.numbers import check_least
 from mot_jax.errors import ConfigError
 
 LANES = 128  # a table's row is stored as [width / 128, 128] where it can be
@@ -76,8 +77,7 @@ def check_memory(memory: Memory, dim: int, num_layers: int) -> None:
     if memory.ffn_dim is not None:
         raise ConfigError(f"Memory.ffn_dim: a memory has none, got {memory.ffn_dim}; its width is Memory.value_dim")
     for name in ("num_keys", "heads", "top_k", "key_dim", "value_dim"):
-        if (value := getattr(memory, name)) is not None and value < 1:
-            raise ConfigError(f"Memory.{name}: expected a number that is at least 1, got {value}")
+        check_least(f"Memory.{name}", getattr(memory, name), 1)
     if not memory.layers:
         raise ConfigError("Memory.layers: expected the layers that have one, as in (3, 11, 19); got none")
     for layer in memory.layers:
@@ -98,7 +98,8 @@ def check_memory(memory: Memory, dim: int, num_layers: int) -> None:
             f"{memory.num_keys}"
         )
     if (width := key_dim(memory, dim)) % 2 or not width:
-        raise ConfigError(f"Memory.key_dim: {width} is not even; a key has two halves")
+        given = "" if memory.key_dim else f", half of the value_dim {value_dim(memory, dim)},"
+        raise ConfigError(f"Memory.key_dim: {width}{given} is not even; a key has two halves")
     if not memory.gated and value_dim(memory, dim) != dim:
         raise ConfigError(
             f"Memory.value_dim: {memory.value_dim} differs from Model.dim = {dim}; expected Memory.gated = True, whose "

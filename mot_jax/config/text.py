@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 
 from mot_jax.config import Run
-from mot_jax.config_types import config_classes, full_name
+from mot_jax.config.types import config_classes, full_name
 from mot_jax.errors import ConfigError
 
 
