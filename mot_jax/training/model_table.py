@@ -32,7 +32,7 @@ def model_table(model: Model, sequence_length: int) -> Table:
     return table
 
 
-def _short(number: float) -> str:
+def _short(number: int | float) -> str:
     """Three digits: 94.1M."""
     if not number:
         return "0"
