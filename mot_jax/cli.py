@@ -29,7 +29,14 @@ _TRAIN_EXAMPLES = """examples:
 
 _EVAL_EXAMPLES = """examples:
   python eval.py --run_dir runs/a                             losses, and the tasks of Eval.tasks
-  python eval.py --run_dir runs/a --step 500 --gin.Eval.prompts=50"""
+  python eval.py --run_dir runs/a --step 500 --gin.Eval.prompts=50
+  python eval.py compare runs/dense_* runs/mot_* --out runs/mot_or_dense    step matching; `compare --help` says more"""
+
+_COMPARE_EXAMPLES = """Runs that differ in their seed alone are one arm; the first run's arm is the reference.
+
+examples:
+  python eval.py compare runs/dense runs/mot
+  python eval.py compare runs/dense_0 runs/dense_1 runs/mot_0 runs/mot_1 --out runs/mot_or_dense"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +62,14 @@ class EvalArguments:
     run: Run
     run_dir: str
     step: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareArguments:
+    """What `eval.py compare` was asked for. `out`: a directory for JSON and figures, None for neither."""
+
+    run_dirs: tuple[str, ...]
+    out: str | None
 
 
 def parse_train(argv: Sequence[str]) -> TrainArguments:
@@ -125,6 +140,22 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
     return EvalArguments(run, arguments.run_dir, arguments.step)
 
 
+def parse_compare(argv: Sequence[str]) -> CompareArguments:
+    """What follows `eval.py compare`.
+
+    Raises:
+      UserError: a misspelt flag, or no run.
+    """
+    parser = _Parser("eval.py compare", "At what share of one run's cost others reach its loss.", _COMPARE_EXAMPLES)
+    parser.add_argument("run_dirs", nargs="*", metavar="RUN", help="run directories, the reference first")
+    parser.add_argument("--out", metavar="DIR", help="where compare.json and a figure a modality go")
+    _add_import(parser, "a module with config classes that the runs need")
+    arguments, _ = _parse(parser, argv)
+    if not arguments.run_dirs:
+        raise ConfigError("compare: expected run directories, as in python eval.py compare runs/dense runs/mot")
+    return CompareArguments(tuple(arguments.run_dirs), arguments.out)
+
+
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Calls `function(argv)`; returns the exit code: 2 for a UserError (one line on stderr), 130 for Ctrl-C."""
     try:
@@ -165,14 +196,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="'X.y = VALUE'",
         help="the same, spelt as in a file",
     )
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module of yours with sources, codecs, tasks or config classes; found from the current directory too",
+    _add_import(
+        parser, "a module of yours with sources, codecs, tasks or config classes; found from the current directory too"
     )
+
+
+def _add_import(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=what)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -195,7 +225,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
         flag = unknown[0].partition("=")[0]
         what = "no flag" if flag.startswith("-") else "unexpected argument"
         raise ConfigError(f"{what} {flag!r}{nearest(flag, options)}")
-    bindings = [binding for group in arguments.gin_bindings for binding in group]
+    bindings = [binding for group in getattr(arguments, "gin_bindings", ()) for binding in group]
     for module in arguments.modules:
         _import(module)
     return arguments, bindings
