@@ -1,6 +1,7 @@
 """Run directories -> arms: the runs of one config that differ by their seeds, with their losses as curves."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 
@@ -41,7 +42,7 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """The runs of one config, one a seed, named by the first's directory."""
+    """The runs of one config, one a seed."""
 
     name: str
     runs: tuple[FinishedRun, ...]
@@ -97,7 +98,13 @@ def arms_of(directories: Sequence[str]) -> tuple[Arm, ...]:
             f"compare: expected a reference and at least one other config, got {len(directories)} "
             f"{'runs of one config' if len(directories) > 1 else 'run'}: {', '.join(directories)}"
         )
-    return tuple(Arm(arm[0].directory.name, tuple(arm)) for arm in found)
+    return tuple(Arm(_name([run.directory.name for run in arm]), tuple(arm)) for arm in found)
+
+
+def _name(names: Sequence[str]) -> str:
+    """What the names of an arm's directories begin with: `dense` of dense_0 and dense_1."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same).rstrip("_-.") or names[0]
 
 
 def _differences(one: FinishedRun, other: FinishedRun) -> list[str]:

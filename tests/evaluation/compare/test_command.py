@@ -79,7 +79,7 @@ def test_runs_that_differ_by_seed_are_one_arm(arms):
 def test_a_comparison_is_written_and_drawn(arms, tmp_path, capfd):
     assert run_main(eval_script.main, ["compare", *arms, "--out", str(tmp_path / "out")]) == 0
     written = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert written["arms"]["mot_0"]["differs"] == ["Model.untied: () became ('feed_forward',)"]
+    assert written["arms"]["mot"]["differs"] == ["Model.untied: () became ('feed_forward',)"]
     found = {(each["split"], each["modality"]): each["match"] for each in written["matches"]}
     assert found.keys() == {(split, kind) for split in ("train", "validation") for kind in ("all", "text", "image")}
     held_out = found["validation", "all"]
@@ -89,7 +89,7 @@ def test_a_comparison_is_written_and_drawn(arms, tmp_path, capfd):
     for kind in ("all", "text", "image"):
         assert (tmp_path / "out" / f"{kind}.png").read_bytes()[:4] == b"\x89PNG"
     printed = capfd.readouterr().out
-    assert "mot_0: 2 seeds, 8 steps; Model.untied" in printed and "unfinished" not in printed
+    assert "mot: 2 seeds, 8 steps; Model.untied" in printed and "unfinished" not in printed
 
 
 def test_seconds_are_those_of_steps(first):
