@@ -12,15 +12,16 @@ from jaxtyping import Array, Float
 from kernels_pallas.grouped_matmul import align_rows, group_pairs, group_rows, grouped_feed_forward, ungroup_rows
 from mot_jax import config
 from mot_jax.config import Model, Pool
-from mot_jax.config.experts import AverageKey, ExpertChoice, HashExperts, TokenChoice
+from mot_jax.config.experts import AverageKey, ExpertChoice, FeedForward, HashExperts, TokenChoice
 from mot_jax.nn import report
 from mot_jax.nn.auxiliary import AuxiliaryRouter, agreement
 from mot_jax.nn.context import Context
 from mot_jax.nn.parameters import use, weight
 from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave
-from mot_jax.parallel.collectives import axis_size, sum_over
-from mot_jax.routing import expert_choice, token_choice
+from mot_jax.parallel.collectives import axis_size, gather, sum_over
+from mot_jax.parallel.expert_exchange import exchanged_feed_forward
+from mot_jax.routing import expert_choice, load, token_choice
 from mot_jax.routing.assignment import Assignment, Tokens, overlay
 
 
@@ -47,6 +48,11 @@ class Experts(nnx.Module):
         ids, weights = overlay(assignments)
         shape = (*rows.token_ids.shape, -1)
         ids = enter(rows, ids.reshape(shape) + 1) - 1  # padding enters as 0
+        if axis_size("expert") > 1:
+            weights = enter(rows, weights.reshape(shape))
+            room, most = load.room(self.pools, gate.shape[0], rows.token_ids.size, limited=not context.causal)
+            y = exchanged_feed_forward(x, ids, weights, (gate, up, down), axis="expert", room=room, most=most)
+            return sum_over(y, "tensor"), found
         layout = align_rows(ids, gate.shape[0], max_pairs=None if context.causal else self._most(rows))
         y = grouped_feed_forward(group_rows(x, layout), gate, up, down, layout)
         if any(_learns(pool) for pool in self.pools):  # the others' weights are 1
@@ -86,7 +92,7 @@ class Experts(nnx.Module):
             elif isinstance(kind, TokenChoice):
                 assigned = token_choice.assign(own, kind, limited=not context.causal)
             elif isinstance(kind, AverageKey):
-                keys = _average_keys(gate[pool.first : pool.first + kind.experts])
+                keys = _average_keys(gate)[pool.first : pool.first + kind.experts]
                 own = in_blocks(leave(rows, _float32_product(x, keys.T)))
                 assigned = token_choice.assign_unweighted(Tokens(own, mine, pool.first), kind.top_k)
             else:
@@ -101,9 +107,9 @@ class Experts(nnx.Module):
 
 
 def _average_keys(gate: Float[Array, "E D F"]) -> Float[Array, "E D"]:
-    """The mean of each expert's gate columns, those on other devices included; carries no gradient."""
+    """The mean of each expert's gate columns, whatever device has them; carries no gradient."""
     keys = jnp.mean(jax.lax.stop_gradient(gate).astype(jnp.float32), axis=-1)
-    return sum_over(keys, "tensor") / axis_size("tensor")
+    return gather(sum_over(keys, "tensor") / axis_size("tensor"), "expert", 0)
 
 
 def _float32_product(x, weights):
@@ -137,7 +143,7 @@ def _expert_choice(pool: Pool, tokens: Tokens, guess: Array | None, context: Con
 
 def _statistics(pool: Pool, assigned: Assignment, mine: Array) -> report.Metrics:
     """Of a pool with experts: each one's share of the tokens, tokens that none took, the mean weight, the balance."""
-    if type(pool.kind) is config.FeedForward:
+    if type(pool.kind) is FeedForward:
         return {}
     numbers = pool.first + np.arange(pool.kind.stored)
     taken = jnp.sum(assigned.experts[..., None] == numbers, axis=(0, 1, 2), dtype=jnp.float32)

@@ -10,7 +10,7 @@ RULES: dict[str | None, str | None] = {
     "ffn": "tensor",
     "vocab": "tensor",
     "group": None,
-    "expert": None,
+    "expert": "expert",  # of a layer's stack: tokens are exchanged, the stack stays
     "norm": None,
     "value_row": "fsdp",  # of a memory's table: whose tokens read whose rows is exchanged, the table stays
     "value_column": "tensor",
