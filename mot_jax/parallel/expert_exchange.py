@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from kernels_pallas.grouped_matmul import align_rows, group_rows, grouped_feed_forward, move_rows, ungroup_rows
-from mot_jax.parallel.collectives import BATCH_AXES, axis_size, max_over
+from mot_jax.config.rules import BATCH_AXES
+from mot_jax.parallel.collectives import axis_size, max_over
 
 Stack = tuple[Float[Array, "e D F"], Float[Array, "e D F"], Float[Array, "e F D"]]
 
