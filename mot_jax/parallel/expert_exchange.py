@@ -8,6 +8,7 @@ round, so it does not grow with the number of devices.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +57,11 @@ def exchanged_feed_forward(
 class _Queue:
     """Of each pair [P, A] the device that holds its expert, -1 for none, and its place among the pairs for it."""
 
-    ids: Array
-    device: Array
-    place: Array
-    rounds: Array  # int32[], the same on all devices
+    # Any: a tree map may put shapes in place of arrays.
+    ids: Any
+    device: Any
+    place: Any
+    rounds: Any  # int32[], the same on all devices
     axis: str
     devices: int
     held: int
