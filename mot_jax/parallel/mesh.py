@@ -47,8 +47,8 @@ def shardings(shapes: dict, axes: dict, mesh: Mesh, rules: Rules = RULES) -> dic
                 continue
             if size % mesh.shape[mesh_axis]:
                 raise ConfigError(
-                    f"Parallel.{mesh_axis}: {mesh.shape[mesh_axis]} does not divide {axis} = {size} of parameter {name}; "
-                    f'Parallel.rules = {{"{axis}": None}} would leave it whole on each device'
+                    f"Parallel.{mesh_axis}: {mesh.shape[mesh_axis]} does not divide {axis} = {size} of parameter "
+                    f'{name}; Parallel.rules = {{"{axis}": None}} would leave it whole on each device'
                 )
             if mesh_axis in along:
                 raise ConfigError(
