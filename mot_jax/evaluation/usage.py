@@ -16,7 +16,6 @@ from mot_jax.nn import transformer
 from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding
 from mot_jax.training.state import parameter_shardings
-from mot_jax.training.step import parameter_specs
 
 MEMORY = "memory/"  # what the names of its metrics begin with
 
@@ -72,7 +71,7 @@ def _adder(run: Run, mesh: Mesh):
             found[layer] = given
         return found
 
-    specs = parameter_specs(run.model, rules), PartitionSpec(BATCH_AXES)
+    specs = transformer.partition_specs(run.model, rules), PartitionSpec(BATCH_AXES)
     layers = dict.fromkeys(model.memory.layers, PartitionSpec(axis))
     given = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=layers, check_vma=False)
 

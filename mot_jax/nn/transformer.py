@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from mot_jax import config
 from mot_jax.batch import Batch
 from mot_jax.config import RULES, Model, Rules
+from mot_jax.config.rules import split_in_place
 from mot_jax.nn import blockwise, rotary
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.block import Block, num_groups
@@ -22,7 +23,8 @@ from mot_jax.nn.norm import Norm
 from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave, make_rows
 from mot_jax.nn.values import recall_from, tables
-from mot_jax.parallel.rules import gathered, local_shape
+from mot_jax.parallel.collectives import gather
+from mot_jax.parallel.rules import gathered, local_shape, partition_spec
 from mot_jax.routing.token_choice import hash_bucket
 
 # "dots" keeps what products made; those of grouped weights and of long attention are loops, and named instead.
@@ -171,6 +173,12 @@ def logical_axes(model: Model) -> dict:
     return nnx.to_pure_dict(state)
 
 
+def partition_specs(model: Model, rules: Rules = RULES) -> dict:
+    """The tree of `init` with where each parameter lives, as `jax.shard_map` wants it."""
+    axes = logical_axes(model)
+    return jax.tree.map(lambda names: partition_spec(names, rules), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
 def merge(model: Model, params: dict, rules: Rules = RULES) -> Transformer:
     """The module with these parameters, inside a manual mesh one device's parts by these rules.
 
@@ -232,13 +240,16 @@ def forward(
     positions: Int[Array, "B S A"],
     segment_ids: Int[Array, "B S"],
     attend: Attend,
+    rules: Rules = RULES,
 ) -> Float[Array, "B S D"]:
     """Hidden states with attention supplied by the caller, layer by layer; a cache lives in `attend`.
 
-    Routers see no later token and no other row, whatever they do in training.
+    Routers see no later token and no other row, whatever they do in training. Inside a manual mesh `params` are one
+    device's shards, and `attend` is given its heads.
     """
     unrolled = dataclasses.replace(model, scan_layers=False, remat="none")
-    return merge(unrolled, params)(tokens, modality_ids, positions, segment_ids, Pass(attend, causal=True))[0]
+    run = Pass(attend, causal=True, rules=rules)
+    return merge(unrolled, params, rules)(tokens, modality_ids, positions, segment_ids, run)[0]
 
 
 def head_table(model: Model, params: dict, dtype: jnp.dtype, rules: Rules = RULES) -> Float[Array, "V D"]:
@@ -247,7 +258,8 @@ def head_table(model: Model, params: dict, dtype: jnp.dtype, rules: Rules = RULE
     return gathered(table.astype(dtype), ("vocab", "embed"), rules)
 
 
-def logits(model: Model, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+def logits(model: Model, params: dict, hidden: Float[Array, "... D"], rules: Rules = RULES) -> Float[Array, "... V"]:
     """float32 logits over the whole vocabulary; for the few positions being sampled, not for training."""
-    table = head_table(model, params, hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    table = head_table(model, params, hidden.dtype, rules)
+    found = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return gather(found, split_in_place(rules, "vocab"), found.ndim - 1)

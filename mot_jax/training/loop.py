@@ -38,7 +38,7 @@ from mot_jax.training.router_picture import draw_routers
 from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
 from mot_jax.training.step import make_loss_eval, make_train_step
 from mot_jax.training.steps import Job, Loop, Start, digests
-from mot_jax.training.table_memory import check_table_fits, table_parts
+from mot_jax.training.table_memory import check_table_fits
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
 
@@ -95,7 +95,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
         _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, note)
         evaluates, drawing = _shows(dataset, note)
-        generates = _can_generate(run, mesh, directory, note)
+        generates = _can_generate(run, directory, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
@@ -192,10 +192,8 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     return held_out, drawing
 
 
-def _can_generate(run: Run, mesh: Mesh, directory: epath.Path, note: Callable[[str], None]) -> bool:
+def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) -> bool:
     reason = cannot_generate(run.model, directory)
-    if run.model.memory is not None and (parts := table_parts(mesh, config.rules_with(run.parallel.rules))) > 1:
-        reason = f"the memory's table is split over {parts} devices, and one device generates"
     if reason and (run.train.sample_every or run.train.task_every):
         note(f"no sample pictures, no tasks: {reason}")
     return reason is None

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mot_jax.batch import Batch
-from mot_jax.config import Model, Rules, Run, expand, pools, rules_with, sees_future, selects
+from mot_jax.config import Model, Run, expand, pools, rules_with, sees_future, selects
 from mot_jax.config.experts import ExpertChoice
 from mot_jax.config.rules import AXES, BATCH_AXES
 from mot_jax.errors import ConfigError
@@ -20,17 +20,10 @@ from mot_jax.nn.report import Metrics
 from mot_jax.objectives.next_token import loss_sum, target_count
 from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
-from mot_jax.parallel.rules import partition_spec
 from mot_jax.training import table_gradients, values
 from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
 from mot_jax.training.table_gradients import recall_with, taps
 from mot_jax.vocabulary import Vocabulary
-
-
-def parameter_specs(model: Model, rules: Rules) -> dict:
-    """Where each parameter lives, as `shard_map` wants it."""
-    axes = transformer.logical_axes(model)
-    return jax.tree.map(lambda names: partition_spec(names, rules), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
 def rows_only(run: Run, mesh: Mesh) -> bool:
@@ -106,7 +99,7 @@ def gradients(
     def reduce(grad, spec):
         return sum_over(grad, tuple(axis for axis in AXES if axis not in spec))
 
-    specs = parameter_specs(model, rules)
+    specs = transformer.partition_specs(model, rules)
     if by_row:  # on one device
         return {**grads, "values": table_gradients.by_row(model, *read)}, _sum_metrics(metrics)
     grads = jax.tree.map(reduce, grads, specs)
@@ -155,7 +148,7 @@ def make_train_step(
     """
     check_rows(run, mesh)
     rules = rules_with(run.parallel.rules)
-    specs, by_row = parameter_specs(run.model, rules), rows_only(run, mesh)
+    specs, by_row = transformer.partition_specs(run.model, rules), rows_only(run, mesh)
     sharded_gradients = jax.shard_map(
         lambda params, batch, step: gradients(run, vocabulary, params, batch, step, by_row),
         mesh=mesh,
@@ -224,7 +217,7 @@ def make_loss_eval(
     evaluate = jax.shard_map(
         lambda params, batch: _sum_metrics(loss_sum(model, params, batch, vocabulary, causal=causal, rules=rules)[1]),
         mesh=mesh,
-        in_specs=(parameter_specs(run.model, rules), PartitionSpec(BATCH_AXES)),
+        in_specs=(transformer.partition_specs(run.model, rules), PartitionSpec(BATCH_AXES)),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
