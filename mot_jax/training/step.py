@@ -89,7 +89,9 @@ def gradients(
 
         def add(carry, microbatch):
             added, read = one(*microbatch)
-            return jax.tree.map(jnp.add, carry, added), read
+            # The compiler would move sums over devices out of the loop, past this addition: whole gradients would be
+            # carried, and libtpu of jax 0.10.2 fails over it (RET_CHECK in while_loop_all_reduce_code_motion).
+            return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(added)), read
 
         numbers = jnp.arange(train.accumulation, dtype=jnp.int32)
         (grads, metrics), read = jax.lax.scan(add, start, (micro, numbers))
