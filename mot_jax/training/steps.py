@@ -17,7 +17,9 @@ from mot_jax.data.prefetch import Prefetch
 from mot_jax.errors import UserError
 from mot_jax.evaluation.usage import memory_usage, usage_metrics
 from mot_jax.objectives.next_token import ROUTER
-from mot_jax.parallel.mesh import batch_sharding
+from mot_jax.parallel.agreement import Agreement
+from mot_jax.parallel.processes import gather
+from mot_jax.parallel.rows import place, place_whole
 from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.interruption import Interruption
@@ -85,30 +87,36 @@ class Loop:
         self._saved = start.step or None
         self._flops = flops.run_flops_per_token(job.run)
         self._peak = flops.peak_flops(job.mesh.devices.flat)
-        self._rows = batch_sharding(job.mesh)
+        self._rows, self._agreement = job.run.data.global_batch_size, Agreement(job.mesh)
 
-    def run(self, caught: Interruption) -> bool:
-        """Steps until the last one, or the end of the one during which a signal came; whether that was so."""
+    def run(self, caught: Interruption) -> int:
+        """Steps until the last one, or soon after a signal came to any of the processes; its number, 0 for none.
+
+        Alone, the step during which it came is the last; several processes, who learn of it with the values of a step,
+        take one more.
+        """
         first, last = self.step, self.job.run.train.steps
-        self._between(again=True)
+        if signal := self._between(caught, again=True):
+            return signal
         while self.step < last:
             waited = self.batches.waited
             batch, self.data_state = next(self.batches)
             self.clock.wait(self.batches.waited - waited)
-            self.state, metrics = self.job.train_step(self.state, jax.device_put(batch, self._rows))
+            self.state, metrics = self.job.train_step(self.state, place(batch, self.job.mesh, self._rows))
+            stopping = self._agreement.soon(caught.signal)
             self._record()
             self.step += 1
             self._pending = self.step, metrics
-            stopping, compiled = caught.signal is not None, self.step == first + 1
-            if stopping or compiled or self._due():
+            if stopping or self.step == first + 1 or self._due():
                 self._record()
                 self.clock.stop()
                 if stopping:
                     self._checkpoint()
-                    return True
-                self._between()
+                    return stopping
+                if signal := self._between(caught):
+                    return signal
                 self.clock.start()
-        return False
+        return 0
 
     def _record(self) -> None:
         """Takes in the values of the step that waits for it, and writes a line where one is due."""
@@ -178,22 +186,36 @@ class Loop:
     def _asks_now(self) -> bool:
         return self.job.asks and self._is_due(self.job.run.train.task_every)
 
-    def _between(self, again: bool = False) -> None:
+    def _between(self, caught: Interruption, again: bool = False) -> int:
         """What is due after this step. The checkpoint comes first: what follows it is made again by a resumed run.
 
         Args:
           again: the step was reached by a restore, so some of it may be there already.
+
+        Returns:
+          the signal that came meanwhile, 0 for none: the state is saved and what was still due is left.
         """
         job = self.job
         if self._is_due(job.run.train.checkpoint_every):
             self._checkpoint()
+        for work in self._work(again):
+            if signal := self._agreement.now(caught.signal):
+                self._checkpoint()
+                return signal
+            work()
+        return 0
+
+    def _work(self, again: bool) -> list[Callable[[], None]]:
+        """What is due after this step but the checkpoint."""
+        job, due = self.job, []
         if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_written("validation")):
-            self._evaluate()
+            due.append(self._evaluate)
         if self._asks_now() and not (again and self._is_written(TASKS)):
-            self._ask()
+            due.append(self._ask)
         path = sample_path(job.directory, self.step)
         if self._draws_now() and not (again and path.exists()):
-            self._draw(path)
+            due.append(functools.partial(self._draw, path))
+        return due
 
     def _checkpoint(self) -> None:
         if self.step == self._saved or not self.job.run.train.checkpoint_every:
@@ -204,7 +226,10 @@ class Loop:
             "artifacts": digests(self.job.dataset),
             "window": self.window.sums,
         }
-        self.job.checkpoints.save(self.step, self.state, self.data_state, meta)
+        data_state = {
+            shard: state for own in gather(f"data/{self.step}", self.data_state) for shard, state in own.items()
+        }
+        self.job.checkpoints.save(self.step, self.state, data_state, meta)
         self._saved = self.step
 
     def _is_written(self, split: str) -> bool:
@@ -212,12 +237,15 @@ class Loop:
 
     def _evaluate(self) -> None:
         job = self.job
-        batches = list(evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches))
+        batches = [
+            place_whole(batch, job.mesh)
+            for batch in evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches)
+        ]
         line = self._new_line("validation")
         for prefix, evaluate in (("", job.loss_eval), (CAUSAL, job.causal_eval)):
             window = Window()
             for batch in batches if evaluate else ():
-                window.add(jax.device_get(evaluate(self.state.params, jax.device_put(batch, self._rows))))
+                window.add(jax.device_get(evaluate(self.state.params, batch)))
             means = window.means()
             line |= {f"{prefix}{name}": value for name, value in self._by_modality("loss", means).items()}
             line |= {f"{prefix}{name}": value for name, value in means.items() if name.startswith(ROUTER)}
