@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from mot_jax.errors import ConfigError, UserError
 
@@ -23,6 +23,9 @@ JOIN_TIMEOUT = 300  # seconds until all processes must have started
 LEAVE_TIMEOUT = 60  # seconds that a process which ends waits for the others to end
 PATIENCE = 24 * 3600  # seconds to wait for what another process does alone; whether it lives the heartbeats tell
 LAUNCHERS = ("slurm", "ompi", "gketpu", "gcetpu")  # those of jax that say so in the environment
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +151,22 @@ def check_same(name: str, value: Any, error: Callable[[int, Any, Any], UserError
             raise error(index, other, values[0])
 
 
+def together(name: str, function: Callable[[], T]) -> T:
+    """`function()` in every process; where it fails in one, it fails in all, so that none goes on alone."""
+    found, failure = None, None
+    try:
+        found = function()
+    except Exception as error:
+        failure = error
+    reasons = gather(name, failure and f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for index, reason in enumerate(reasons):
+        if reason is not None:
+            raise RuntimeError(f"in process {index}: {reason}")
+    return found
+
+
 @contextlib.contextmanager
 def watched(processes: Processes | None) -> Iterator[None]:
     """Where a collective fails, because it saw a process die before the heartbeats did, waits until they tell which."""
@@ -155,8 +174,10 @@ def watched(processes: Processes | None) -> Iterator[None]:
 
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if processes is None:
+    except Exception as error:
+        while error.__context__ is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+            error = error.__context__  # what closing the run made of it
+        if processes is None or not isinstance(error, jax.errors.JaxRuntimeError):
             raise
         reason = next(iter(str(error).splitlines()), "")[:200]
         print(f"process {jax.process_index()}: a collective failed: {reason}", file=sys.stderr, flush=True)

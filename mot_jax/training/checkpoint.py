@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mot_jax.errors import CheckpointError, UserError
+from mot_jax.parallel.processes import together
 from mot_jax.training.checksum import checksums, path_name
 
 FORMAT = 1
@@ -163,7 +164,10 @@ class Checkpoints:
         for item, tree in abstract.items():
             _check_shapes(f"{self.directory}: checkpoint {step}", meta["arrays"][item], tree)
         asked = {item: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for item, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**asked))
+        restored = together(  # one process may read damage that the others do not
+            f"restored/{self.directory.parent.name}/{step}",
+            lambda: self._manager.restore(step, args=ocp.args.Composite(**asked)),
+        )
         for item in abstract:
             for name, checksum in checksums(restored[item]).items():
                 if checksum != meta["arrays"][item][name]["checksum"]:

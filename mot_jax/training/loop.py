@@ -44,6 +44,8 @@ from mot_jax.training.steps import Job, Loop, Start, digests
 from mot_jax.training.table_memory import check_table_fits, table_parts
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
+GATHERED = 2**28  # parameters, up to which several processes give them to one that generates
+
 
 def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "must"], config_text: str) -> int:
     """Trains `run` in `run_dir` and returns the exit code.
@@ -105,7 +107,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         gather("written", None)
         check_same("visible", run_directory.holds_run(directory), functools.partial(_not_shared, directory))
         _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, note)
-        evaluates, drawing = _shows(dataset, note)
+        evaluates, drawing = gather("shows", _shows(dataset, note))[0]  # the first process draws
         generates = _can_generate(run, mesh, directory, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step, write=first))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note, write=first))
@@ -222,8 +224,8 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
 
 def _can_generate(run: Run, mesh: Mesh, directory: epath.Path, note: Callable[[str], None]) -> bool:
     reason = cannot_generate(run.model, directory)
-    if jax.process_count() > 1:
-        reason = "the run is in several processes; eval.py makes them from a checkpoint, in one"
+    if jax.process_count() > 1 and count.stored(run.model) > GATHERED:
+        reason = f"more than {GATHERED:,} parameters in several processes; eval.py makes them of a checkpoint, in one"
     if run.model.memory is not None and (parts := table_parts(mesh)) > 1:
         reason = f"the memory's table is split over {parts} devices, and one device generates"
     if reason and (run.train.sample_every or run.train.task_every):

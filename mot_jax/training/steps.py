@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from mot_jax.config import Run
@@ -207,15 +208,15 @@ class Loop:
 
     def _work(self, again: bool) -> list[Callable[[], None]]:
         """What is due after this step but the checkpoint."""
-        job, due = self.job, []
-        if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_written("validation")):
-            due.append(self._evaluate)
-        if self._asks_now() and not (again and self._is_written(TASKS)):
-            due.append(self._ask)
-        path = sample_path(job.directory, self.step)
-        if self._draws_now() and not (again and path.exists()):
-            due.append(functools.partial(self._draw, path))
-        return due
+        job, path, made = self.job, sample_path(self.job.directory, self.step), (False, False, False)
+        if again:  # as the first process sees it
+            made = gather("made", (self._is_written("validation"), self._is_written(TASKS), path.exists()))[0]
+        works = (
+            (job.evaluates and self._is_due(job.run.train.eval_every), self._evaluate),
+            (self._asks_now(), self._ask),
+            (self._draws_now(), functools.partial(self._draw, path)),
+        )
+        return [work for (due, work), done in zip(works, made, strict=True) if due and not done]
 
     def _checkpoint(self) -> None:
         if self.step == self._saved or not self.job.run.train.checkpoint_every:
@@ -262,8 +263,10 @@ class Loop:
         from mot_jax.evaluation.tasks import TaskContext, find_task
         from mot_jax.run import LoadedRun
 
-        job, run = self.job, self.job.run
-        loaded = LoadedRun(run, job.dataset.vocabulary, self._codecs, self.state.params, self.step, job.directory)
+        job, run, params = self.job, self.job.run, self._whole_params()
+        if params is None:
+            return
+        loaded = LoadedRun(run, job.dataset.vocabulary, self._codecs, params, self.step, job.directory)
         context = TaskContext(loaded, job.dataset, run.eval, run.sample, directory=None)
         scores = {
             f"{name}/{score}": value for name in run.eval.tasks for score, value in find_task(name)(context).items()
@@ -275,11 +278,13 @@ class Loop:
     def _draw(self, path: epath.Path) -> None:
         from mot_jax.evaluation.pictures import sample_picture
 
-        job = self.job
+        job, params = self.job, self._whole_params()
+        if params is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn = sample_picture(
             job.run.model,
-            self.state.params,
+            params,
             job.dataset.vocabulary,
             self._codecs,
             job.dataset,
@@ -289,6 +294,13 @@ class Loop:
         )
         if drawn:
             job.progress.note(f"step {self.step}/{job.run.train.steps}  picture {os.fspath(path)}")
+
+    def _whole_params(self) -> dict | None:
+        """What one process generates with: of several the first, for whom they are gathered; None for the others."""
+        if jax.process_count() == 1:
+            return self.state.params
+        params = process_allgather(self.state.params, tiled=True)
+        return params if jax.process_index() == 0 else None
 
     @functools.cached_property
     def _codecs(self) -> dict:

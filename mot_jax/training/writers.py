@@ -25,15 +25,15 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
 class MetricsFile:
     """Appends lines, each on disk before the next; a run that goes back to `step` loses the lines after it.
 
-    Of several processes one does `write`; the others only know which lines were kept.
+    Without `write` it neither reads nor writes.
     """
 
     def __init__(self, path: epath.PathLike, step: int, *, write: bool = True):
-        path = epath.Path(path)
-        self.kept = [line for line in read_metrics(path) if line["step"] <= step]
-        self._file = None
+        self.kept, self._file = [], None
         if not write:
             return
+        path = epath.Path(path)
+        self.kept = [line for line in read_metrics(path) if line["step"] <= step]
         whole = path.parent / f"{path.name}.partial"
         whole.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         whole.replace(path)

@@ -20,7 +20,6 @@ from mot_jax.training.writers import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 TIMEOUT = 4  # seconds without a sign of life
-XLA_FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"  # compiles sooner
 SMALL = ("Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32", "Eval.batches = 2")
 SMALL += ("Data.sequence_length = 48", "Data.global_batch_size = 8", "Data.shards = 4", "Optimizer.warmup_steps = 4")
 SMALL += ("Train.steps = 60", "Train.log_every = 1", "Train.checkpoint_every = 10", "Train.keep_checkpoints = 99")
@@ -28,9 +27,9 @@ SMALL += ("Train.eval_every = 30", "Train.sample_every = 0")
 
 
 class Job:
-    """train.py in `count` processes of one device each; `slurm`: they find one another as under srun."""
+    """train.py in `count` processes of so many devices each; `slurm`: they find one another as under srun."""
 
-    def __init__(self, dataset_directory, run_dir, count: int, *changes: str, slurm: bool = False):
+    def __init__(self, dataset_directory, run_dir, count: int, *changes: str, slurm: bool = False, devices: int = 1):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -39,7 +38,8 @@ class Job:
         command += ["--run_dir", str(run_dir), "--resume=auto", f"--process_timeout={TIMEOUT}"]
         self.run_dir, self._processes, self._outputs = run_dir, [], []
         for index in range(count):
-            flags, added = [], {"XLA_FLAGS": XLA_FLAGS}
+            xla = (f"--xla_force_host_platform_device_count={devices}", "--xla_backend_optimization_level=0")
+            flags, added = [], {"XLA_FLAGS": " ".join(xla)}  # optimized less, they compile sooner
             if slurm:
                 added |= {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
                 added |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "JAX_COORDINATOR_PORT": port}

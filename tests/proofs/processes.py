@@ -1,0 +1,113 @@
+"""4, 2 and 1 processes over the same 4 devices, stopped, killed, frozen: `python tests/proofs/processes.py`.
+
+Prints what it sees and stops at the first thing that is not as docs/processes.md says. Some ten minutes on two cores.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from mot_jax.parallel.processes import LOST
+from mot_jax.training.checkpoint import Checkpoints
+from mot_jax.training.writers import read_metrics
+from tests.training.conftest import write_dataset
+from tests.training.test_processes import TIMEOUT, Job, last_line, newest
+
+MESHES = {
+    "data 4": (),
+    "fsdp 4": ("Parallel.data = 1", "Parallel.fsdp = 4"),
+    "data 2, tensor 2": ("Parallel.data = 2", "Parallel.tensor = 2"),
+}
+BOUND = 4 * TIMEOUT + 10  # seconds
+
+
+def losses(run_dir) -> list[tuple]:
+    return [(line["split"], line["step"], line["loss"]) for line in read_metrics(run_dir / "metrics.jsonl")]
+
+
+def streams(run_dir) -> dict[int, dict]:
+    with Checkpoints(run_dir / "checkpoints") as checkpoints:
+        return {step: checkpoints.data_state(step) for step in checkpoints.steps()}
+
+
+def same(run_dir, expected_dir) -> float:
+    """The largest relative difference of a loss; the same lines, and at common steps the same streams."""
+    ours, expected = losses(run_dir), losses(expected_dir)
+    assert [line[:2] for line in ours] == [line[:2] for line in expected]
+    a, b = streams(run_dir), streams(expected_dir)
+    assert all(a[step] == b[step] for step in a.keys() & b.keys()) and max(a) == max(b)
+    return max(abs(x[2] - y[2]) / y[2] for x, y in zip(ours, expected, strict=True))
+
+
+def ended(job: Job, codes: list[int], within: float) -> tuple[float, list[str]]:
+    began = time.monotonic()
+    found, printed = job.ends(within)
+    assert found == codes, (found, printed)
+    return time.monotonic() - began, printed
+
+
+def main() -> None:
+    place = pathlib.Path(tempfile.mkdtemp())
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    data = write_dataset(place / "data")
+    for mesh, changes in MESHES.items():
+        changes = (*changes, "Model.num_kv_heads = 2")
+        runs = {count: place / f"{mesh}-{count}" for count in (1, 2, 4)}
+        for count, run_dir in runs.items():
+            ended(Job(data, run_dir, count, *changes, devices=4 // count), [0] * count, 400)
+        for count in (2, 4):
+            print(f"{mesh}: {count} processes, losses within {same(runs[count], runs[1]):.1e} of one's", flush=True)
+        shrinking, stops = place / f"{mesh}-shrinking", []
+        for count, told in ((4, 3), (2, 0)):
+            last = last_line(shrinking)
+            job = Job(data, shrinking, count, *changes, devices=4 // count)
+            job.send(signal.SIGTERM, told, after=last + 2)
+            took, _ = ended(job, [143] * count, 400)
+            stops.append(f"after step {newest(shrinking)} in {took:.1f} s")
+        ended(Job(data, shrinking, 1, *changes, devices=4), [0], 400)
+        print(
+            f"{mesh}: 4, 2, 1 processes, stopped {', '.join(stops)}: within {same(shrinking, runs[1]):.1e}", flush=True
+        )
+
+    for what, number, victim in (
+        ("killed", signal.SIGKILL, 2),
+        ("killed", signal.SIGKILL, 0),
+        ("frozen", signal.SIGSTOP, 1),
+    ):
+        run_dir = place / f"{what}-{victim}"
+        job = Job(data, run_dir, 4)
+        job.send(number, victim, after=11)
+        codes = [LOST] * 4
+        codes[victim] = -signal.SIGKILL
+        if what == "frozen":
+            survivors = [process for index, process in enumerate(job._processes) if index != victim]
+            began = time.monotonic()
+            for process in survivors:
+                process.wait(BOUND)
+            took = time.monotonic() - began
+            job._processes[victim].kill()
+            _, printed = ended(job, codes, 10)
+        else:
+            took, printed = ended(job, codes, BOUND)
+        said = [text.strip().splitlines()[-1] for index, text in enumerate(printed) if index != victim]
+        assert all("--resume=auto" in line for line in said), said
+        ended(Job(data, run_dir, 4), [0] * 4, 400)
+        worst = same(run_dir, place / "data 4-1")
+        print(
+            f"process {victim} {what}: the others ended within {took:.1f} s; started again: within {worst:.1e}",
+            flush=True,
+        )
+        print(f"  {said[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
