@@ -79,50 +79,43 @@ def join(processes: Processes) -> None:
     """Connects to the others and waits until all are there; before that no device may be touched.
 
     From here on, a process that hears nothing of another for `processes.timeout` seconds ends with exit code LOST, also
-    from within a collective.
-
-    Raises:
-      UserError: not all came within JOIN_TIMEOUT seconds.
+    from within a collective. So it does where not all come within JOIN_TIMEOUT seconds.
     """
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    try:
-        jax.distributed.initialize(
-            processes.coordinator,
-            processes.count,
-            processes.index,
-            cluster_detection_method=processes.launcher or "deactivate",
-            initialization_timeout=JOIN_TIMEOUT,
-            heartbeat_timeout_seconds=processes.timeout,
-            shutdown_timeout_seconds=LEAVE_TIMEOUT,
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"not all processes came together within {JOIN_TIMEOUT} s ({reason})") from error
-    _explain_aborts(jax.process_index(), jax.process_count())
+    where = processes.coordinator or f"the address that {processes.launcher} gives"
+    _on_abort(
+        f"not all processes came together within {JOIN_TIMEOUT} s; expected each started, and process 0 at {where}"
+    )
+    jax.distributed.initialize(
+        processes.coordinator,
+        processes.count,
+        processes.index,
+        cluster_detection_method=processes.launcher or "deactivate",
+        initialization_timeout=JOIN_TIMEOUT,
+        heartbeat_timeout_seconds=processes.timeout,
+        shutdown_timeout_seconds=LEAVE_TIMEOUT,
+    )
+    _on_abort(
+        f"process {jax.process_index()} of {jax.process_count()} ends because another died or was cut off (the runtime "
+        "says above which); start all of them again with --resume=auto"
+    )
 
 
-def _explain_aborts(index: int, count: int) -> None:
+def _on_abort(text: str) -> None:
     """jax aborts when a process is lost, whatever the main thread is in; this adds a clear line and the exit code."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # a system without
-        ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler(index, count))
+        ctypes.CDLL(None).signal(signal.SIGABRT, _abort_handler(f"error: {text}\n".encode()))
 
 
 @functools.cache  # which keeps it alive
-def _abort_handler(index: int, count: int):
+def _abort_handler(line: bytes):
     def aborted(_):
-        os.write(2, lost_text(index, count).encode())
+        os.write(2, line)
         os._exit(LOST)
 
     return ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-
-
-def lost_text(index: int, count: int) -> str:
-    return (
-        f"error: process {index} of {count} ends because another process died or was cut off (above: which); "
-        f"start all of them again with --resume=auto\n"
-    )
 
 
 def gather(name: str, value: Any) -> list:

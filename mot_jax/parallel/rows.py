@@ -17,23 +17,26 @@ def rows_by_process(mesh: Mesh, rows: int) -> dict[int, list[int]]:
     return {process: sorted(of) for process, of in sorted(found.items())}
 
 
-def own_shards(mesh: Mesh, rows: int, shards: int) -> list[int]:
-    """The packed streams whose rows are this process's.
+def shards_by_process(held: dict[int, list[int]], rows: int, shards: int) -> dict[int, list[int]]:
+    """The packed streams that make the rows which each process holds.
 
     Raises:
-      ConfigError: the rows of a stream would lie on several processes; all of them raise it.
+      ConfigError: the rows of a stream would lie on several processes.
     """
-    each, of = rows // shards, {}
-    for process, mine in rows_by_process(mesh, rows).items():
-        of[process] = sorted({row // each for row in mine})
-        if len(mine) != each * len(of[process]):
-            processes = len({device.process_index for device in mesh.devices.flat})
-            parts = len({tuple(rows) for rows in rows_by_process(mesh, rows).values()})
-            raise ConfigError(
-                f"Data.shards: {shards} packed streams cannot be divided among {processes} processes that hold "
-                f"{parts} parts of the {rows} rows; expected a multiple of {parts}, fixed for the life of a run"
-            )
-    return of[jax.process_index()]
+    each = rows // shards
+    found = {process: sorted({row // each for row in own}) for process, own in held.items()}
+    if any(len(held[process]) != each * len(own) for process, own in found.items()):
+        parts = len({tuple(own) for own in held.values()})
+        raise ConfigError(
+            f"Data.shards: {shards} packed streams cannot be divided among {len(held)} processes that hold "
+            f"{parts} parts of the {rows} rows; expected a multiple of {parts}, fixed for the life of a run"
+        )
+    return found
+
+
+def own_shards(mesh: Mesh, rows: int, shards: int) -> list[int]:
+    """The packed streams of this process; raises ConfigError, in all, where they cannot be divided."""
+    return shards_by_process(rows_by_process(mesh, rows), rows, shards)[jax.process_index()]
 
 
 def place(own: Batch, mesh: Mesh, rows: int) -> Batch:

@@ -21,8 +21,7 @@ from tests.training.test_processes import TIMEOUT, Job, last_line, newest
 
 MESHES = {
     "data 4": (),
-    "fsdp 4": ("Parallel.data = 1", "Parallel.fsdp = 4"),
-    "data 2, tensor 2": ("Parallel.data = 2", "Parallel.tensor = 2"),
+    "fsdp 2, tensor 2": ("Parallel.data = 1", "Parallel.fsdp = 2", "Parallel.tensor = 2", "Model.num_kv_heads = 2"),
 }
 BOUND = 4 * TIMEOUT + 10  # seconds
 
@@ -60,7 +59,6 @@ def main() -> None:
     }
     data = write_dataset(place / "data")
     for mesh, changes in MESHES.items():
-        changes = (*changes, "Model.num_kv_heads = 2")
         runs = {count: place / f"{mesh}-{count}" for count in (1, 2, 4)}
         for count, run_dir in runs.items():
             ended(Job(data, run_dir, count, *changes, devices=4 // count), [0] * count, 400)
@@ -78,6 +76,11 @@ def main() -> None:
             f"{mesh}: 4, 2, 1 processes, stopped {', '.join(stops)}: within {same(shrinking, runs[1]):.1e}", flush=True
         )
 
+    _, printed = ended(Job(data, place / "bad", 2, "Data.shards = 1"), [2, 2], 200)
+    assert all("Data.shards: 1 packed streams cannot be divided among 2 processes" in text for text in printed)
+    assert not (place / "bad").exists()
+    print(printed[1].strip().splitlines()[-1], flush=True)
+
     for what, number, victim in (
         ("killed", signal.SIGKILL, 2),
         ("killed", signal.SIGKILL, 0),
@@ -89,12 +92,12 @@ def main() -> None:
         codes = [LOST] * 4
         codes[victim] = -signal.SIGKILL
         if what == "frozen":
-            survivors = [process for index, process in enumerate(job._processes) if index != victim]
+            survivors = [process for index, process in enumerate(job.processes) if index != victim]
             began = time.monotonic()
             for process in survivors:
                 process.wait(BOUND)
             took = time.monotonic() - began
-            job._processes[victim].kill()
+            job.processes[victim].kill()
             _, printed = ended(job, codes, 10)
         else:
             took, printed = ended(job, codes, BOUND)

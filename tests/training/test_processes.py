@@ -15,11 +15,12 @@ import pytest
 from mot_jax.cli import parse_train
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.processes import LOST, started
+from mot_jax.parallel.rows import shards_by_process
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.writers import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-TIMEOUT = 4  # seconds without a sign of life
+TIMEOUT = 5  # seconds without a sign of life
 SMALL = ("Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32", "Eval.batches = 2")
 SMALL += ("Data.sequence_length = 48", "Data.global_batch_size = 8", "Data.shards = 4", "Optimizer.warmup_steps = 4")
 SMALL += ("Train.steps = 60", "Train.log_every = 1", "Train.checkpoint_every = 10", "Train.keep_checkpoints = 99")
@@ -36,7 +37,7 @@ class Job:
         bindings = (f"Data.path = '{dataset_directory}'", *SMALL, *changes)
         command = [sys.executable, "train.py", *(f"--gin_bindings={line}" for line in bindings)]
         command += ["--run_dir", str(run_dir), "--resume=auto", f"--process_timeout={TIMEOUT}"]
-        self.run_dir, self._processes, self._outputs = run_dir, [], []
+        self.run_dir, self.processes, self._outputs = run_dir, [], []
         for index in range(count):
             xla = (f"--xla_force_host_platform_device_count={devices}", "--xla_backend_optimization_level=0")
             flags, added = [], {"XLA_FLAGS": " ".join(xla)}  # optimized less, they compile sooner
@@ -54,7 +55,7 @@ class Job:
                 ]
             self._outputs.append(run_dir.with_name(f"{run_dir.name}.{port}.{index}"))
             with self._outputs[-1].open("w") as file:
-                self._processes.append(
+                self.processes.append(
                     subprocess.Popen(
                         [*command, *flags], cwd=REPOSITORY, env=os.environ | added, stdout=file, stderr=file
                     )
@@ -63,17 +64,17 @@ class Job:
     def send(self, number: int, index: int, after: int) -> None:
         """A signal to one process, as soon as there are lines of metrics past a step."""
         while last_line(self.run_dir) <= after:
-            assert all(process.poll() is None for process in self._processes), self.ends()
+            assert all(process.poll() is None for process in self.processes), self.ends()
             time.sleep(0.005)
-        self._processes[index].send_signal(number)
+        self.processes[index].send_signal(number)
 
     def ends(self, within: float = 120) -> tuple[list[int], list[str]]:
         """Every process's exit code and what it printed."""
         deadline = time.monotonic() + within
         try:
-            codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in self._processes]
+            codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
         finally:
-            for process in self._processes:
+            for process in self.processes:
                 process.kill()
         return codes, [path.read_text() for path in self._outputs]
 
@@ -88,15 +89,13 @@ def compiled_once(tmp_path_factory):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_killed_stopped_and_resumed_by_fewer_equals_one_process(dataset_directory, tmp_path):
-    codes, _ = Job(dataset_directory, tmp_path / "one", 1).ends()
-    assert codes == [0]
-    run_dir = tmp_path / "several"
+    one, run_dir = Job(dataset_directory, tmp_path / "one", 1), tmp_path / "several"
 
     job = Job(dataset_directory, run_dir, 2)
     job.send(signal.SIGKILL, 1, after=11)
     codes, printed = job.ends(within=4 * TIMEOUT + 20)
     assert codes == [LOST, -signal.SIGKILL]
-    assert re.search(r"error: process 0 of 2 ends because another .*--resume=auto\n\Z", printed[0])
+    assert re.search(r"error: process 0 of 2 ends because another died .*--resume=auto\n\Z", printed[0])
     killed_at = newest(run_dir)
     assert 10 <= killed_at < 60
 
@@ -113,6 +112,7 @@ def test_killed_stopped_and_resumed_by_fewer_equals_one_process(dataset_director
 
     codes, printed = Job(dataset_directory, run_dir, 1).ends()
     assert codes == [0] and f"from step {stopped_at}\n" in printed[0]
+    assert one.ends()[0] == [0]
     lines, expected = (read_metrics(path / "metrics.jsonl") for path in (run_dir, tmp_path / "one"))
     assert [(line["split"], line["step"]) for line in lines] == [(line["split"], line["step"]) for line in expected]
     for line, other in zip(lines, expected, strict=True):
@@ -137,12 +137,23 @@ def newest(run_dir) -> int:
         return checkpoints.steps()[-1]
 
 
-def test_shards_that_the_processes_cannot_divide(dataset_directory, tmp_path):
-    codes, printed = Job(dataset_directory, tmp_path / "run", 2, "Data.shards = 1").ends()
-    assert codes == [2, 2]
-    for text in printed:
-        assert "error: Data.shards: 1 packed streams cannot be divided among 2 processes" in text
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("shards", [4, 8])
+def test_a_process_reads_the_streams_of_its_rows(shards):
+    held = {0: [0, 1, 4, 5], 1: [2, 3, 6, 7]}  # rows need not lie side by side
+    found = shards_by_process(held, 8, shards)
+    for process, own in found.items():
+        assert [row for shard in own for row in range(8 // shards * shard, 8 // shards * (shard + 1))] == held[process]
+    shared = {0: [0, 1], 1: [0, 1], 2: [2, 3], 3: [2, 3]}  # along `tensor`
+    assert shards_by_process(shared, 4, 2) == {0: [0], 1: [0], 2: [1], 3: [1]}
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_streams_that_the_processes_cannot_divide(shards):
+    message = (
+        f"Data.shards: {shards} packed streams cannot be divided among 2 processes that hold 2 parts of the 8 rows"
+    )
+    with pytest.raises(ConfigError, match=message):
+        shards_by_process({0: [0, 1, 4, 5], 1: [2, 3, 6, 7]}, 8, shards)
 
 
 @pytest.mark.parametrize(
