@@ -1,4 +1,4 @@
-"""4, 2 and 1 processes over the same 4 devices, stopped, killed, frozen: `python tests/proofs/processes.py`.
+"""4, 2 and 1 processes over the same 4 devices: `python tests/proofs/processes.py [streams] [damage] [deaths]`.
 
 Prints what it sees and stops at the first thing that is not as docs/processes.md says. Some ten minutes on two cores.
 """
@@ -51,13 +51,8 @@ def ended(job: Job, codes: list[int], within: float) -> tuple[float, list[str]]:
     return time.monotonic() - began, printed
 
 
-def main() -> None:
-    place = pathlib.Path(tempfile.mkdtemp())
-    os.environ |= {
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    data = write_dataset(place / "data")
+def check_streams(place: pathlib.Path, data: pathlib.Path) -> None:
+    """The same losses in any number of processes, and in fewer and fewer."""
     for mesh, changes in MESHES.items():
         runs = {count: place / f"{mesh}-{count}" for count in (1, 2, 4)}
         for count, run_dir in runs.items():
@@ -75,42 +70,56 @@ def main() -> None:
         print(
             f"{mesh}: 4, 2, 1 processes, stopped {', '.join(stops)}: within {same(shrinking, runs[1]):.1e}", flush=True
         )
-
     _, printed = ended(Job(data, place / "bad", 2, "Data.shards = 1"), [2, 2], 200)
     assert all("Data.shards: 1 packed streams cannot be divided among 2 processes" in text for text in printed)
     assert not (place / "bad").exists()
     print(printed[1].strip().splitlines()[-1], flush=True)
 
-    for what, number, victim in (
-        ("killed", signal.SIGKILL, 2),
-        ("killed", signal.SIGKILL, 0),
-        ("frozen", signal.SIGSTOP, 1),
-    ):
+
+def check_damage(place: pathlib.Path, data: pathlib.Path) -> None:
+    """What one of two processes wrote of the newest checkpoint is cut short: both go back to the one before."""
+    run_dir, halves = place / "damaged", ("Parallel.data = 1", "Parallel.fsdp = 2", "Train.eval_every = 0")
+    ended(Job(data, run_dir, 2, *halves, "Train.steps = 20"), [0, 0], 400)
+    files = (run_dir / "checkpoints" / "20" / "params" / "ocdbt.process_1" / "d").iterdir()
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 3])
+    _, printed = ended(Job(data, run_dir, 2, *halves, "Train.steps = 22"), [0, 0], 400)
+    assert "checkpoint 20 is damaged" in printed[0] and "from step 10\n" in printed[0]
+    print("a part that one process cannot read: both go back to the checkpoint before", flush=True)
+
+
+def check_deaths(place: pathlib.Path, data: pathlib.Path) -> None:
+    """One of four killed, or frozen with the others in a collective: they end, and started again go on."""
+    expected = place / "alone"
+    ended(Job(data, expected, 1, devices=4), [0], 400)
+    for what, number, victim in (("killed", "SIGKILL", 2), ("killed", "SIGKILL", 0), ("frozen", "SIGSTOP", 1)):
         run_dir = place / f"{what}-{victim}"
         job = Job(data, run_dir, 4)
-        job.send(number, victim, after=11)
+        job.send(signal.Signals[number], victim, after=11)
+        began = time.monotonic()
+        for process in (process for index, process in enumerate(job.processes) if index != victim):
+            process.wait(BOUND)
+        took = time.monotonic() - began
+        job.processes[victim].kill()
         codes = [LOST] * 4
         codes[victim] = -signal.SIGKILL
-        if what == "frozen":
-            survivors = [process for index, process in enumerate(job.processes) if index != victim]
-            began = time.monotonic()
-            for process in survivors:
-                process.wait(BOUND)
-            took = time.monotonic() - began
-            job.processes[victim].kill()
-            _, printed = ended(job, codes, 10)
-        else:
-            took, printed = ended(job, codes, BOUND)
+        _, printed = ended(job, codes, 10)
         said = [text.strip().splitlines()[-1] for index, text in enumerate(printed) if index != victim]
         assert all("--resume=auto" in line for line in said), said
         ended(Job(data, run_dir, 4), [0] * 4, 400)
-        worst = same(run_dir, place / "data 4-1")
-        print(
-            f"process {victim} {what}: the others ended within {took:.1f} s; started again: within {worst:.1e}",
-            flush=True,
-        )
-        print(f"  {said[0]}", flush=True)
+        print(f"process {victim} {what}: the others ended in {took:.1f} s with {LOST}: {said[0]}", flush=True)
+        print(f"  started again: losses within {same(run_dir, expected):.1e} of one process's", flush=True)
+
+
+def main(names: list[str]) -> None:
+    place = pathlib.Path(tempfile.mkdtemp())
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(place / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    data = write_dataset(place / "data")
+    for check in (check_streams, check_damage, check_deaths):
+        if not names or check.__name__.removeprefix("check_") in names:
+            check(place, data)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
