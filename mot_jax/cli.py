@@ -14,6 +14,7 @@ from mot_jax.config import Run
 from mot_jax.config.text import differences
 from mot_jax.errors import ConfigError, UserError, nearest
 from mot_jax.gin_config import find_config, load_run
+from mot_jax.parallel.processes import Processes
 
 DEFAULT_CONFIG = "digits_mot"
 RESUME = ("never", "auto", "must")
@@ -25,6 +26,7 @@ _TRAIN_EXAMPLES = """examples:
   python train.py --gin.Train.steps=200 --gin.Model.dim=64    change single parameters
   python train.py --run_dir runs/a --resume=auto              go on where runs/a stopped, or start it
   python train.py --import my.module --gin.Data.source='@MySource()'
+  python train.py --run_dir runs/a --coordinator host0:1234 --num_processes 2 --process_id 0    and one with 1
   python train.py --gin_file pods/mot_7b_v5p_512 --aot v5p:8x8x8    does it fit a pod, and at what speed at most"""
 
 _EVAL_EXAMPLES = """examples:
@@ -53,6 +55,7 @@ class TrainArguments:
     resume: Literal["never", "auto", "must"]
     aot: str | None = None
     json: str | None = None
+    processes: Processes = dataclasses.field(default_factory=Processes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +99,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         "and what it costs",
     )
     parser.add_argument("--json", metavar="FILE", help="with --aot: the same as JSON; - prints it")
+    _add_processes(parser)
     arguments, bindings = parse_flags(parser, argv)
     if arguments.json is not None and arguments.aot is None:
         raise ConfigError("--json: expected --aot, whose findings it writes")
@@ -113,7 +117,12 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         files = [DEFAULT_CONFIG]
     run, text = load_run(files, bindings)
     name = epath.Path(find_config(files[-1])).stem
-    return TrainArguments(run, text, name, arguments.run_dir, arguments.resume, arguments.aot, arguments.json)
+    processes = Processes(
+        arguments.coordinator, arguments.num_processes, arguments.process_id, arguments.process_timeout
+    )
+    return TrainArguments(
+        run, text, name, arguments.run_dir, arguments.resume, arguments.aot, arguments.json, processes
+    )
 
 
 def parse_eval(argv: Sequence[str]) -> EvalArguments:
@@ -203,6 +212,20 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_import(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=what)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """A run in several processes, one a host or a GPU."""
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens (default: the launcher's)")
+    parser.add_argument("--num_processes", type=int, metavar="N", help="of this run; 1: alone, whatever the launcher")
+    parser.add_argument("--process_id", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument(
+        "--process_timeout",
+        type=int,
+        default=Processes.timeout,
+        metavar="SECONDS",
+        help="without a sign of life, after which a process counts as dead and the others stop (default: %(default)s)",
+    )
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

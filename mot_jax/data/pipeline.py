@@ -1,7 +1,7 @@
 """Streams of batches: `Data.shards` independent packed streams for training, one ordered pass for evaluation."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
@@ -82,7 +82,7 @@ class _Shard:
 class Stream:
     """An endless iterator of training batches, NumPy, in the order of its shards. Made by `train_stream`."""
 
-    def __init__(self, dataset: Dataset, data: Data, seed: int, shards: range):
+    def __init__(self, dataset: Dataset, data: Data, seed: int, shards: Sequence[int]):
         packing.check_row_length(dataset.vocabulary, data.sequence_length)
         if data.global_batch_size % data.shards:
             raise ConfigError(
@@ -126,7 +126,7 @@ class Stream:
         return sum(shard.split for shard in self._shards.values())
 
 
-def train_stream(dataset: Dataset, data: Data, seed: int, *, shards: range | None = None) -> Stream:
+def train_stream(dataset: Dataset, data: Data, seed: int, *, shards: Sequence[int] | None = None) -> Stream:
     """The training batches of a data set.
 
     Args:

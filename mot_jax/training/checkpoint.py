@@ -1,5 +1,6 @@
 """Checkpoints of a run: parameters, optimizer, data state and what they belong to, one directory a step."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -13,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mot_jax.errors import CheckpointError, UserError
+from mot_jax.parallel.processes import together
 from mot_jax.training.checksum import checksums, path_name
 
 FORMAT = 1
@@ -52,9 +54,12 @@ class Checkpoints:
             if self._keep is None
             else ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True, cleanup_tmp_directories=True)
         )
-        # Orbax wants an absolute path; gs:// stays as it is.
-        path = self.directory if "://" in str(self.directory) else self.directory.resolve()
-        return ocp.CheckpointManager(path, options=options)
+        return ocp.CheckpointManager(self._path, options=options)
+
+    @property
+    def _path(self) -> epath.Path:
+        """Orbax wants an absolute one; gs:// stays as it is."""
+        return self.directory if "://" in str(self.directory) else self.directory.resolve()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -158,12 +163,20 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory}: checkpoint {step} has format {meta['format']}, expected {FORMAT}")
         return meta
 
+    def _array_item(self, step: int, item: str, args: ocp.args.StandardRestore):
+        """Past the manager, which waits for other processes in vain where one cannot read its part."""
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            return handler.restore(self._path / str(step) / item, args=args)
+
     def _arrays(self, step: int, meta: dict, abstract: dict) -> dict:
         """The array items asked for, checked against the stored shapes before and the checksums after."""
         for item, tree in abstract.items():
             _check_shapes(f"{self.directory}: checkpoint {step}", meta["arrays"][item], tree)
         asked = {item: ocp.args.StandardRestore(jax.tree.map(_placed, tree)) for item, tree in abstract.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**asked))
+        restored = together(  # one process may read damage that the others do not
+            f"restored/{self.directory.parent.name}/{step}",
+            lambda: {item: self._array_item(step, item, args) for item, args in asked.items()},
+        )
         for item in abstract:
             for name, checksum in checksums(restored[item]).items():
                 if checksum != meta["arrays"][item][name]["checksum"]:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 
 class Interruption:
-    """`signal` is the number of the signal that asked to stop, None while nothing did."""
+    """`signal` is the number of the signal that asked to stop, 0 while none did."""
 
-    signal: int | None = None
+    signal: int = 0
 
 
 @contextlib.contextmanager

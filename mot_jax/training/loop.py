@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
+import json
 import os
 import signal
 import time
@@ -22,10 +23,12 @@ from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import Dataset, copy_artifacts, open_dataset
 from mot_jax.data.pipeline import check_same_stream, stream_fingerprint, train_stream
 from mot_jax.data.prefetch import Prefetch
-from mot_jax.errors import ConfigError, nearest
+from mot_jax.errors import ConfigError, DataError, UserError, nearest
 from mot_jax.generation.auxiliary import cannot_generate
 from mot_jax.nn import count
 from mot_jax.parallel.mesh import make_mesh
+from mot_jax.parallel.processes import check_same, gather
+from mot_jax.parallel.rows import own_shards
 from mot_jax.training import run_directory
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.curves import draw_losses
@@ -42,6 +45,8 @@ from mot_jax.training.steps import Job, Loop, Start, digests
 from mot_jax.training.table_memory import check_table_fits
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
+GATHERED = 2**28  # parameters, up to which several processes give them to one that generates
+
 
 def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "must"], config_text: str) -> int:
     """Trains `run` in `run_dir` and returns the exit code.
@@ -57,10 +62,13 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     Raises:
       UserError: a config, directory, data set or checkpoint that does not fit; too many non-finite steps in a row.
     """
-    console = Console()
+    first = jax.process_index() == 0
+    console = Console(quiet=not first)
     note = functools.partial(say, console)
     directory = epath.Path(run_dir)
     continues = run_directory.check_directory(directory, resume, run)
+    check_same("config", config_text, _another_config)
+    check_same("continues", continues, functools.partial(_not_shared, directory))
     with preparation(console) as report:
         place = ensure_dataset(run.data, report)
     # What the cache returns was verified there.
@@ -74,8 +82,10 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
     by_auxiliary = config.sees_future(run.model) and run.model.auxiliary_routers
     causal_eval = make_loss_eval(run, vocabulary, mesh, causal=True) if by_auxiliary else None
-    stream = train_stream(dataset, run.data, run.train.seed)
+    shards = own_shards(mesh, run.data.global_batch_size, run.data.shards)
+    stream = train_stream(dataset, run.data, run.train.seed, shards=shards)
     fingerprint = stream_fingerprint(dataset, run.data, run.train.seed)
+    check_same("data", fingerprint, _other_data)
 
     with contextlib.ExitStack() as stack:
         # The outermost, so that a signal cannot cut short the last checkpoint's way to disk.
@@ -92,13 +102,16 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
                 stream.restore(data_state)
             start = Start(state, stream.state())
         # Everything that can be refused has been: only now is anything written.
-        run_directory.write_config(directory, config_text)
-        copy_artifacts(place, directory / run_directory.ARTIFACTS)
+        if first:
+            run_directory.write_config(directory, config_text)
+            copy_artifacts(place, directory / run_directory.ARTIFACTS)
+        gather("written", None)
+        check_same("visible", run_directory.holds_run(directory), functools.partial(_not_shared, directory))
         _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, console)
-        evaluates, drawing = _shows(dataset, note)
+        evaluates, drawing = gather("shows", _shows(dataset, note))[0]  # the first process draws
         generates = _can_generate(run, directory, note)
-        metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
-        board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
+        metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step, write=first))
+        board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note, write=first))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
         progress = stack.enter_context(TrainProgress(run.train.steps, start.step, console))
         job = Job(
@@ -122,24 +135,42 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         )
         loop = Loop(job, batches, start)
         began = time.perf_counter()
-        stopped = loop.run(caught)
+        stopped_by = loop.run(caught)
         took = duration_text(time.perf_counter() - began)
-    if drawing:
+    if drawing and first:
         lines = read_metrics(directory / run_directory.METRICS)
         draw_losses(lines, directory / run_directory.LOSSES)
         draw_routers(lines, directory / run_directory.ROUTERS)
         draw_memory(lines, directory / run_directory.MEMORY)
-    if stream.split or stream.dropped:
+    split, dropped = (sum(counts) for counts in zip(*gather("cut", (stream.split, stream.dropped)), strict=True))
+    if split or dropped:
         note(
             f"longer than a row of {run.data.sequence_length} tokens, of the documents read since this start: "
-            f"{stream.split:,} cut, {stream.dropped:,} left out"
+            f"{split:,} cut, {dropped:,} left out"
         )
-    if stopped:
+    if stopped_by:
         saved = f"saved; --run_dir {directory} --resume=auto goes on" if run.train.checkpoint_every else "nothing saved"
-        note(f"stopped by {signal.Signals(caught.signal).name} after step {loop.step}, {saved}")
-        return 128 + caught.signal
+        note(f"stopped by {signal.Signals(stopped_by).name} after step {loop.step}, {saved}")
+        return 128 + stopped_by
     note(f"done: step {loop.step} after {took}, everything in {os.fspath(directory)}")
     return 0
+
+
+def _not_shared(directory: epath.Path, process: int, *_) -> UserError:
+    return UserError(
+        f"--run_dir: process {process} does not see in {directory} what process 0 does; expected a shared one"
+    )
+
+
+def _another_config(process: int, *texts: str) -> ConfigError:
+    lines = next(pair for pair in zip(*(text.splitlines() for text in texts), strict=False) if pair[0] != pair[1])
+    return ConfigError(f"process {process} has the config line {lines[0]!r}, process 0 {lines[1]!r}; expected the same")
+
+
+def _other_data(process: int, *fingerprints: str) -> DataError:
+    values, expected = map(json.loads, fingerprints)
+    name = next(name for name in expected if values.get(name) != expected[name])
+    return DataError(f"{name}: process {process} has {values.get(name)}, process 0 {expected[name]}; expected the same")
 
 
 def _check_names(run: Run) -> None:
@@ -195,6 +226,8 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
 
 def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) -> bool:
     reason = cannot_generate(run.model, directory)
+    if jax.process_count() > 1 and count.stored(run.model) > GATHERED:
+        reason = f"more than {GATHERED:,} parameters in several processes; eval.py makes them of a checkpoint, in one"
     if reason and (run.train.sample_every or run.train.task_every):
         note(f"no sample pictures, no tasks: {reason}")
     return reason is None

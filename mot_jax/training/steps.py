@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from mot_jax.config import Run
@@ -18,7 +19,9 @@ from mot_jax.data.prefetch import Prefetch
 from mot_jax.errors import UserError
 from mot_jax.evaluation.usage import memory_usage, usage_metrics
 from mot_jax.objectives.next_token import ROUTER
-from mot_jax.parallel.mesh import batch_sharding
+from mot_jax.parallel.agreement import Agreement
+from mot_jax.parallel.processes import gather
+from mot_jax.parallel.rows import place, place_whole
 from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.interruption import Interruption
@@ -88,43 +91,49 @@ class Loop:
         self._saved = start.step or None
         self._flops = flops.run_flops_per_token(job.run)
         self._peak = flops.peak_flops(job.mesh.devices.flat)
-        self._rows = batch_sharding(job.mesh)
+        self._rows, self._agreement = job.run.data.global_batch_size, Agreement(job.mesh)
         note = job.progress.note
         self._profile = ProfileWindow(job.run.train.profile, job.directory / PROFILE, note)
         self._slow_steps, self._compilations = SlowSteps(note), Compilations(job.train_step, "the step", note)
 
-    def run(self, caught: Interruption) -> bool:
-        """Steps until the last one, or the end of the one during which a signal came; whether that was so."""
+    def run(self, caught: Interruption) -> int:
+        """Steps until the last one, or soon after a signal came to any of the processes; its number, 0 for none.
+
+        Alone, the step during which it came is the last; several processes, who learn of it with the values of a step,
+        take one more.
+        """
         try:
             return self._run(caught)
         finally:
             self._profile.close()
 
-    def _run(self, caught: Interruption) -> bool:
+    def _run(self, caught: Interruption) -> int:
         first, last = self.step, self.job.run.train.steps
-        self._between(again=True)
+        if signal := self._between(caught, again=True):
+            return signal
         while self.step < last:
             waited = self.batches.waited
             batch, self.data_state = next(self.batches)
             waited = self.batches.waited - waited
             self.clock.wait(waited)
             self._profile.before(self.step + 1)
-            self.state, metrics = self.job.train_step(self.state, jax.device_put(batch, self._rows))
+            self.state, metrics = self.job.train_step(self.state, place(batch, self.job.mesh, self._rows))
+            stopping = self._agreement.soon(caught.signal)
             self._record()
             self.step += 1
             self._profile.after(self.step, metrics)
             self._compilations.check(self.step)
             self._pending = self.step, metrics, waited
-            stopping, compiled = caught.signal is not None, self.step == first + 1
-            if stopping or compiled or self._due():
+            if stopping or self.step == first + 1 or self._due():
                 self._record()
                 self.clock.stop()
                 if stopping:
                     self._checkpoint()
-                    return True
-                self._between()
+                    return stopping
+                if signal := self._between(caught):
+                    return signal
                 self.clock.start()
-        return False
+        return 0
 
     def _record(self) -> None:
         """Takes in the values of the step that waits for it, and writes a line where one is due."""
@@ -198,22 +207,36 @@ class Loop:
     def _asks_now(self) -> bool:
         return self.job.asks and self._is_due(self.job.run.train.task_every)
 
-    def _between(self, again: bool = False) -> None:
+    def _between(self, caught: Interruption, again: bool = False) -> int:
         """What is due after this step. The checkpoint comes first: what follows it is made again by a resumed run.
 
         Args:
           again: the step was reached by a restore, so some of it may be there already.
+
+        Returns:
+          the signal that came meanwhile, 0 for none: the state is saved and what was still due is left.
         """
         job = self.job
         if self._is_due(job.run.train.checkpoint_every):
             self._checkpoint()
-        if job.evaluates and self._is_due(job.run.train.eval_every) and not (again and self._is_written("validation")):
-            self._evaluate()
-        if self._asks_now() and not (again and self._is_written(TASKS)):
-            self._ask()
-        path = sample_path(job.directory, self.step)
-        if self._draws_now() and not (again and path.exists()):
-            self._draw(path)
+        for work in self._work(again):
+            if signal := self._agreement.now(caught.signal):
+                self._checkpoint()
+                return signal
+            work()
+        return 0
+
+    def _work(self, again: bool) -> list[Callable[[], None]]:
+        """What is due after this step but the checkpoint."""
+        job, path, made = self.job, sample_path(self.job.directory, self.step), (False, False, False)
+        if again:  # as the first process sees it
+            made = gather("made", (self._is_written("validation"), self._is_written(TASKS), path.exists()))[0]
+        works = (
+            (job.evaluates and self._is_due(job.run.train.eval_every), self._evaluate),
+            (self._asks_now(), self._ask),
+            (self._draws_now(), functools.partial(self._draw, path)),
+        )
+        return [work for (due, work), done in zip(works, made, strict=True) if due and not done]
 
     def _checkpoint(self) -> None:
         if self.step == self._saved or not self.job.run.train.checkpoint_every:
@@ -224,7 +247,10 @@ class Loop:
             "artifacts": digests(self.job.dataset),
             "window": self.window.sums,
         }
-        self.job.checkpoints.save(self.step, self.state, self.data_state, meta)
+        data_state = {
+            shard: state for own in gather(f"data/{self.step}", self.data_state) for shard, state in own.items()
+        }
+        self.job.checkpoints.save(self.step, self.state, data_state, meta)
         self._saved = self.step
 
     def _is_written(self, split: str) -> bool:
@@ -232,12 +258,15 @@ class Loop:
 
     def _evaluate(self) -> None:
         job = self.job
-        batches = list(evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches))
+        batches = [
+            place_whole(batch, job.mesh)
+            for batch in evaluation_batches(job.dataset, job.run.data, limit=job.run.eval.batches)
+        ]
         line = self._new_line("validation")
         for prefix, evaluate in (("", job.loss_eval), (CAUSAL, job.causal_eval)):
             window = Window()
             for batch in batches if evaluate else ():
-                window.add(jax.device_get(evaluate(self.state.params, jax.device_put(batch, self._rows))))
+                window.add(jax.device_get(evaluate(self.state.params, batch)))
             means = window.means()
             line |= {f"{prefix}{name}": value for name, value in self._by_modality("loss", means).items()}
             line |= {f"{prefix}{name}": value for name, value in means.items() if name.startswith(ROUTER)}
@@ -254,8 +283,10 @@ class Loop:
         from mot_jax.evaluation.tasks import TaskContext, find_task
         from mot_jax.run import LoadedRun
 
-        job, run = self.job, self.job.run
-        loaded = LoadedRun(run, job.dataset.vocabulary, self._codecs, self.state.params, self.step, job.directory)
+        job, run, params = self.job, self.job.run, self._whole_params()
+        if params is None:
+            return
+        loaded = LoadedRun(run, job.dataset.vocabulary, self._codecs, params, self.step, job.directory)
         context = TaskContext(loaded, job.dataset, run.eval, run.sample, directory=None)
         scores = {
             f"{name}/{score}": value for name in run.eval.tasks for score, value in find_task(name)(context).items()
@@ -267,11 +298,13 @@ class Loop:
     def _draw(self, path: epath.Path) -> None:
         from mot_jax.evaluation.pictures import sample_picture
 
-        job = self.job
+        job, params = self.job, self._whole_params()
+        if params is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn = sample_picture(
             job.run.model,
-            self.state.params,
+            params,
             job.dataset.vocabulary,
             self._codecs,
             job.dataset,
@@ -281,6 +314,13 @@ class Loop:
         )
         if drawn:
             job.progress.note(f"step {self.step}/{job.run.train.steps}  picture {os.fspath(path)}")
+
+    def _whole_params(self) -> dict | None:
+        """What one process generates with: of several the first, for whom they are gathered; None for the others."""
+        if jax.process_count() == 1:
+            return self.state.params
+        params = process_allgather(self.state.params, tiled=True)
+        return params if jax.process_index() == 0 else None
 
     @functools.cached_property
     def _codecs(self) -> dict:

@@ -22,7 +22,7 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
     """
     memory = run.model.memory
     if room is None:
-        device = mesh.devices.flat[0]
+        device = mesh.local_devices[0]
         room = device_bytes(device)
         if room is not None and device.platform == "cpu":
             room //= mesh.size  # they share it

@@ -23,9 +23,15 @@ def read_metrics(path: epath.PathLike) -> list[dict]:
 
 
 class MetricsFile:
-    """Appends lines, each on disk before the next; a run that goes back to `step` loses the lines after it."""
+    """Appends lines, each on disk before the next; a run that goes back to `step` loses the lines after it.
 
-    def __init__(self, path: epath.PathLike, step: int):
+    Without `write` it neither reads nor writes.
+    """
+
+    def __init__(self, path: epath.PathLike, step: int, *, write: bool = True):
+        self.kept, self._file = [], None
+        if not write:
+            return
         path = epath.Path(path)
         self.kept = [line for line in read_metrics(path) if line["step"] <= step]
         whole = path.parent / f"{path.name}.partial"
@@ -34,27 +40,30 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, line: dict) -> None:
-        self._file.write(json.dumps(json_ready(line)) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(json_ready(line)) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> "MetricsFile":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class TensorBoard:
-    """Scalars under `directory`, every split as a run; does nothing without tensorboardX."""
+    """Scalars under `directory`, every split as a run; does nothing without tensorboardX, or without `write`."""
 
-    def __init__(self, directory: epath.Path, step: int, note: Callable[[str], None]):
+    def __init__(self, directory: epath.Path, step: int, note: Callable[[str], None], *, write: bool = True):
         self._writers, self._directory, self._step = {}, directory, step
-        self._installed = importlib.util.find_spec("tensorboardX") is not None
-        if not self._installed:
+        installed = importlib.util.find_spec("tensorboardX") is not None
+        self._writes = write and installed
+        if not installed:
             note("no TensorBoard files: tensorboardX is not installed (the extra `logging` has it)")
 
     def write(self, line: dict) -> None:
-        if not self._installed:
+        if not self._writes:
             return
         split = line["split"]
         if split not in self._writers:

@@ -14,9 +14,9 @@ def test_objective_and_metrics(rng):
     params = transformer.init(model, jax.random.key(0))
     batch = random_batch(rng, 3, 20)
     weights = FrozenMapping(image=3.0, text=0.5)
-    total, metrics = jax.jit(
-        lambda p, b: loss_sum(model, p, b, VOCABULARY, z_loss=0.1, modality_weights=weights)[:2]
-    )(params, batch)
+    total, metrics = jax.jit(lambda p, b: loss_sum(model, p, b, VOCABULARY, z_loss=0.1, modality_weights=weights)[:2])(
+        params, batch
+    )
     hidden, _ = jax.jit(lambda p, b: transformer.apply(model, p, b))(params, batch)
     logits = np.asarray(transformer.logits(model, params, hidden), np.float64)
     log_z = np.log(np.exp(logits).sum(-1))

@@ -226,6 +226,34 @@ def test_stopped_killed_and_resumed_equals_never_stopped(finished, dataset_direc
     jax.tree.map(np.testing.assert_array_equal, last_params(run_dir, model), last_params(finished, model))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_signal_between_steps_saves_and_leaves_the_rest_to_the_resumed_run(dataset_directory, tmp_path):
+    asked = []
+
+    @register_task("stops")
+    def stops(context):
+        asked.append(context.run.step)
+        if len(asked) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"score": 1.0}
+
+    due = ("Train.steps = 6", "Train.task_every = 4", "Train.sample_every = 4", "Eval.tasks = ('stops',)")
+    due += ("Train.checkpoint_every = 6", "Sample.prompts = 1", "Sample.max_tokens = 4")
+    try:
+        assert start(dataset_directory, tmp_path / "run", *due) == 143
+        assert not (tmp_path / "run" / "samples").exists()
+        with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+            assert checkpoints.steps() == [4]
+        assert start(dataset_directory, tmp_path / "run", *due, resume="must") == 0
+    finally:
+        del tasks._TASKS["stops"]
+    assert asked == [4, 6]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
+        "step_000004.png",
+        "step_000006.png",
+    ]
+
+
 def test_tasks_are_asked_at_their_interval_and_once_when_resumed(dataset_directory, tmp_path):
     asked = []
 
