@@ -39,8 +39,12 @@ def json_checksum(content: Any) -> str:
 
 
 def _by_name(tree, one: Callable, text: Callable) -> dict:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    pairs = jax.device_get([_compiled(one, getattr(leaf, "sharding", None))(leaf) for _, leaf in leaves])
+    leaves, pairs = jax.tree_util.tree_leaves_with_path(tree), []
+    for _, leaf in leaves:
+        pairs.append(_compiled(one, getattr(leaf, "sharding", None))(leaf))
+        if jax.default_backend() == "cpu":  # whose devices share threads: collectives of two programs could block both
+            pairs[-1].block_until_ready()
+    pairs = jax.device_get(pairs)
     return {path_name(path): text(pair) for (path, _), pair in zip(leaves, pairs, strict=True)}
 
 

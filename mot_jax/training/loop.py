@@ -29,6 +29,7 @@ from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training import run_directory
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.curves import draw_losses
+from mot_jax.training.disk import disk_errors
 from mot_jax.training.init_from import init_from
 from mot_jax.training.interruption import interruption
 from mot_jax.training.memory_picture import draw_memory
@@ -79,11 +80,12 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     with contextlib.ExitStack() as stack:
         # The outermost, so that a signal cannot cut short the last checkpoint's way to disk.
         caught = stack.enter_context(interruption())
+        stack.enter_context(disk_errors(directory))
         checkpoints = stack.enter_context(
             Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
         )
         if continues:
-            start = _restored(checkpoints, abstract_state(run.model, tx, mesh), fingerprint)
+            start = _restored(checkpoints, abstract_state(run.model, tx, mesh, run.train.only), fingerprint)
             stream.restore(start.data_state)
         else:
             state, data_state = _initial_state(run, tx, mesh, dataset, fingerprint, note)
@@ -122,12 +124,16 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         loop = Loop(job, batches, start)
         began = time.perf_counter()
         stopped = loop.run(caught)
-        took = duration_text(time.perf_counter() - began)
+        took = time.perf_counter() - began
     if drawing:
-        lines = read_metrics(directory / run_directory.METRICS)
-        draw_losses(lines, directory / run_directory.LOSSES)
-        draw_routers(lines, directory / run_directory.ROUTERS)
-        draw_memory(lines, directory / run_directory.MEMORY)
+        with disk_errors(directory):
+            lines = read_metrics(directory / run_directory.METRICS)
+            draw_losses(lines, directory / run_directory.LOSSES)
+            draw_routers(lines, directory / run_directory.ROUTERS)
+            draw_memory(lines, directory / run_directory.MEMORY)
+    if loop.saves:
+        held = sum(loop.saves)
+        note(f"checkpoints: {len(loop.saves)} saved, the steps waited {held:.2f} s for them ({held / took:.1%})")
     if stream.split or stream.dropped:
         note(
             f"longer than a row of {run.data.sequence_length} tokens, of the documents read since this start: "
@@ -137,7 +143,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         saved = f"saved; --run_dir {directory} --resume=auto goes on" if run.train.checkpoint_every else "nothing saved"
         note(f"stopped by {signal.Signals(caught.signal).name} after step {loop.step}, {saved}")
         return 128 + caught.signal
-    note(f"done: step {loop.step} after {took}, everything in {os.fspath(directory)}")
+    note(f"done: step {loop.step} after {duration_text(took)}, everything in {os.fspath(directory)}")
     return 0
 
 
@@ -176,7 +182,9 @@ def _initial_state(
         check_same_stream(meta["data"], fingerprint)
     if meta["artifacts"] != digests(dataset):
         note(f"{run.train.init_from} has other codecs than this data: its token ids may mean other things")
-    make = jax.jit(lambda params: fresh_state(params, tx), out_shardings=state_shardings(run.model, tx, mesh))
+    only = run.train.only
+    shardings = state_shardings(run.model, tx, mesh, only)
+    make = jax.jit(lambda params: fresh_state(params, tx, only), out_shardings=shardings)
     return make(params), data_state if run.train.keep_data else None
 
 

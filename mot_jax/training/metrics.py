@@ -36,13 +36,15 @@ class Window:
 class Clock:
     """Seconds of training since the last line: of all, of waiting for data, and the steps and tokens they bought.
 
-    It stands while other work is done (compilation, evaluation, pictures).
+    It stands while other work is done (compilation, checkpoints, evaluation, pictures); how long checkpoints held the
+    steps up is `saved`.
     """
 
     seconds: float = 0.0
     waited: float = 0.0
     steps: int = 0
     tokens: float = 0.0
+    saved: float = 0.0
     started: float | None = None
 
     def start(self) -> None:
@@ -66,15 +68,20 @@ class Clock:
         self.tokens += tokens
 
     def line(self, flops_per_token: float, peak_flops: float | None) -> dict[str, float | None]:
-        """tokens_per_second (padding left out), mfu, data_wait_fraction, step_seconds; None where nothing was timed."""
+        """tokens_per_second (padding left out), mfu, data_wait_fraction, step_seconds: None where nothing was timed.
+
+        And save_seconds, how long the steps stood still for checkpoints.
+        """
         if not self.steps:
-            return dict.fromkeys(("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds"))
+            none = dict.fromkeys(("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds"))
+            return {**none, "save_seconds": self.saved}
         rate = self.tokens / self.seconds
         return {
             "tokens_per_second": rate,
             "mfu": rate * flops_per_token / peak_flops if peak_flops else None,
             "data_wait_fraction": self.waited / self.seconds,
             "step_seconds": self.seconds / self.steps,
+            "save_seconds": self.saved,
         }
 
 

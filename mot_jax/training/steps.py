@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,7 @@ class Loop:
         self.state, self.data_state, self.step = start.state, start.data_state, start.step
         self.window, self.clock = Window(start.window), Clock()
         self.skipped = int(start.state.skipped)
+        self.saves: list[float] = []  # seconds that the steps waited for each checkpoint
         self._pending: tuple[int, Any] | None = None
         self._saved = start.step or None
         self._flops = flops.run_flops_per_token(job.run)
@@ -204,7 +206,10 @@ class Loop:
             "artifacts": digests(self.job.dataset),
             "window": self.window.sums,
         }
+        began = time.perf_counter()
         self.job.checkpoints.save(self.step, self.state, self.data_state, meta)
+        self.saves.append(time.perf_counter() - began)
+        self.clock.saved += self.saves[-1]
         self._saved = self.step
 
     def _is_written(self, split: str) -> bool:

@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl, the record, and TensorBoard where tensorboardX is installed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -41,7 +42,8 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line whose failure was raised when it was written
+            self._file.close()
 
 
 class TensorBoard:

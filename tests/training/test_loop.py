@@ -31,7 +31,7 @@ from mot_jax.training.writers import read_metrics
 from tests.training.conftest import write_dataset
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-TIMINGS = ("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds")
+TIMINGS = ("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds", "save_seconds")
 SMALL = ("Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32")
 SMALL += ("Data.sequence_length = 48", "Data.global_batch_size = 8", "Optimizer.warmup_steps = 4")
 QUIET = ("Train.eval_every = 0", "Train.sample_every = 0", "Train.log_every = 3", "Eval.batches = 2")
