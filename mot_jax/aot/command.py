@@ -11,6 +11,7 @@ from mot_jax.aot.compile import compile_step, resolved
 from mot_jax.aot.report import make_report, show, to_json
 from mot_jax.aot.topology import Target
 from mot_jax.config import Run
+from mot_jax.training.model_table import model_table
 from mot_jax.training.progress import preparation, say
 from mot_jax.vocabulary import Vocabulary
 
@@ -32,6 +33,7 @@ def ahead_of_time(run: Run, target: Target, json_file: str | None) -> int:
     note(f"compiling for {target.description}")
     with preparation(console) as progress:
         run, vocabulary = resolved(run, progress)
+    console.print(model_table(run.model, run.data.sequence_length))
     report = make_report(compile_step(run, vocabulary, target), target)
     show(report, console)
     if json_file == "-":

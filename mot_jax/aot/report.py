@@ -10,6 +10,7 @@ from mot_jax.aot import hlo, work
 from mot_jax.aot.collectives import Traffic, collectives
 from mot_jax.aot.compile import Bytes, Compiled
 from mot_jax.aot.topology import Target
+from mot_jax.nn import count
 from mot_jax.training.flops import forward_flops_by_part, run_flops_per_token
 
 GIB = 2**30
@@ -43,6 +44,7 @@ class Roofline:
 class Report:
     """Of one device and step. `flops`: of matrix products in the program, by part; `analytic`: what they should be.
 
+    `stored` and `activated`: parameters of the whole model, by owner or by group of tokens, and part.
     `mfu`: what the analytic count is of the devices' peak, at the roofline; `mfu_serial`: if nothing overlaps.
     What needs the program's text is None or empty where the compiler refused.
     """
@@ -51,6 +53,8 @@ class Report:
     chips: int
     devices: int
     mesh: dict[str, int]
+    stored: dict[str, dict[str, int]]
+    activated: dict[str, dict[str, int]]
     fits: bool
     bytes: Bytes
     tokens: int
@@ -70,12 +74,14 @@ def make_report(compiled: Compiled, target: Target) -> Report:
     tokens = run.data.global_batch_size * run.data.sequence_length
     forward = forward_flops_by_part(run.model, run.data.sequence_length)
     passes = run_flops_per_token(run) / sum(forward.values())  # 3 where there is a backward pass
-    analytic = {part: count * passes * tokens / mesh.size for part, count in forward.items()}
+    analytic = {part: once * passes * tokens / mesh.size for part, once in forward.items()}
     common = {
         "target": target.description,
         "chips": target.chips,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
+        "stored": count.stored_by_part(run.model),
+        "activated": count.activated_by_part(run.model),
         "fits": compiled.fits,
         "bytes": compiled.bytes,
         "tokens": tokens,
@@ -87,7 +93,7 @@ def make_report(compiled: Compiled, target: Target) -> Report:
         return Report(**common, **nothing, flops={}, traffic=[], unknown_loops=0)
     module = hlo.parse(compiled.text)
     flops, traffic, moved = work.flops(module), collectives(module, mesh.shape), work.memory_traffic(module)
-    counted = sum(count for part, count in flops.items() if part != "recomputed")
+    counted = sum(found for part, found in flops.items() if part != "recomputed")
     links = {}
     for each in traffic:
         name, rate = " x ".join(each.axes), _rate(each.axes, compiled, target)

@@ -56,6 +56,7 @@ class Train:
     keep_checkpoints: int = 3
     eval_every: int = 500
     sample_every: int = 500
+    profile: tuple[int, int] | None = None  # (first, count): steps traced for a profiler
     task_every: int = 0  # the tasks of Eval.tasks; eval.py does them for a finished run
 
 

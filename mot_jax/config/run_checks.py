@@ -38,6 +38,8 @@ def check_run(run: Run) -> None:
             raise ConfigError(f"{name}: expected at least 0 and less than 1, got {value}")
     if run.train.only == "auxiliary_routers" and not run.model.auxiliary_routers:
         raise ConfigError('Train.only: "auxiliary_routers" needs Model.auxiliary_routers = True')
+    if run.train.profile is not None and min(run.train.profile) < 1:
+        raise ConfigError(f"Train.profile: expected (first step, how many), both at least 1, got {run.train.profile}")
     if run.train.keep_data and run.train.init_from is None:
         raise ConfigError("Train.keep_data: expected Train.init_from, the run whose documents to go on in")
     rows = run.data.global_batch_size

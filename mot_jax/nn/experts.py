@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from kernels_pallas.grouped_matmul import align_rows, group_pairs, group_rows, grouped_feed_forward, ungroup_rows
 from mot_jax import config
 from mot_jax.config import Model, Pool
-from mot_jax.config.experts import AverageKey, ExpertChoice, HashExperts, TokenChoice
+from mot_jax.config.experts import AverageKey, ExpertChoice, FeedForward, HashExperts, TokenChoice
 from mot_jax.nn import report
 from mot_jax.nn.auxiliary import AuxiliaryRouter, agreement
 from mot_jax.nn.context import Context
@@ -137,7 +137,7 @@ def _expert_choice(pool: Pool, tokens: Tokens, guess: Array | None, context: Con
 
 def _statistics(pool: Pool, assigned: Assignment, mine: Array) -> report.Metrics:
     """Of a pool with experts: each one's share of the tokens, tokens that none took, the mean weight, the balance."""
-    if type(pool.kind) is config.FeedForward:
+    if type(pool.kind) is FeedForward:
         return {}
     numbers = pool.first + np.arange(pool.kind.stored)
     taken = jnp.sum(assigned.experts[..., None] == numbers, axis=(0, 1, 2), dtype=jnp.float32)

@@ -1,6 +1,6 @@
 """Counting the floating-point operations of training a model."""
 
-from mot_jax.config import Block, Model, Run, expand, expert_dim, has_memory, heads, pools
+from mot_jax.config import Block, Model, Run, expand, expert_dim, group_names, has_memory, heads, pools
 from mot_jax.config.experts import AverageKey, ExpertChoice, TokenChoice
 from mot_jax.config.memory import Memory, key_dim, value_dim
 
@@ -21,33 +21,42 @@ PEAK_FLOPS = {
 
 
 def forward_flops_per_token(model: Model, sequence_length: int) -> float:
-    """Matrix multiplications of one token's forward pass; a multiply-add is two operations.
+    """Matrix multiplications of one token's forward pass, of the group that costs most; a multiply-add is two.
 
     A token meets one group's weights, so untying changes nothing; of experts it meets as many as its pool's routing
-    says, the hungriest pool's where they differ. A layer that some tokens skip is run by the others alone. Attention is
-    counted as causal over whole rows: half of S keys a query on average. Norms, rotary embedding, softmax, the
-    embedding's lookup and auxiliary routers are left out.
+    says. A layer that some tokens skip is run by the others alone. Attention is counted as causal over whole rows: half
+    of S keys a query on average. Left out are norms, rotary embedding, softmax, the embedding's lookup and auxiliary
+    routers.
     """
     return sum(forward_flops_by_part(model, sequence_length).values())
 
 
 def forward_flops_by_part(model: Model, sequence_length: int) -> dict[str, float]:
     """The same, of attention's projections and scores, feed-forwards with their routers, memories, and the head."""
-    parts = dict.fromkeys(("projections", "scores", "feed_forward", "memory"), 0.0)
-    for block in expand(model):
-        for part, count in _layer(model, block, sequence_length).items():
-            parts[part] += 2.0 * count
-    return {**parts, "head": 2.0 * model.dim * model.vocab_size}
+    return max(forward_flops_by_group(model, sequence_length).values(), key=lambda parts: sum(parts.values()))
 
 
-def _layer(model: Model, block: Block, sequence_length: int) -> dict[str, float]:
+def forward_flops_by_group(model: Model, sequence_length: int) -> dict[str, dict[str, float]]:
+    """By group, whose experts differ, and part. Every token is scored by all routers and looked up in all memories."""
+    found = {}
+    for group in group_names(model):
+        parts = dict.fromkeys(("projections", "scores", "feed_forward", "memory"), 0.0)
+        for block in expand(model):
+            for part, count in _layer(model, block, group, sequence_length).items():
+                parts[part] += 2.0 * count
+        found[group] = {**parts, "head": 2.0 * model.dim * model.vocab_size}
+    return found
+
+
+def _layer(model: Model, block: Block, group: str, sequence_length: int) -> dict[str, float]:
     """Multiply-adds of one layer, a token's share."""
     num_heads, kv_heads, head_dim = heads(model)
     through = block.depth.capacity if block.depth else 1.0
     projections = model.dim * head_dim * (num_heads + 2 * kv_heads) + num_heads * head_dim * model.dim
     scores = 2 * num_heads * head_dim * through * sequence_length / 2
     owned = pools(model, block)
-    experts = float(max(pool.kind.active for pool in owned)) * 3 * model.dim * expert_dim(model, block)
+    active = next(pool.kind.active for pool in owned if pool.name in (group, "all"))
+    experts = float(active) * 3 * model.dim * expert_dim(model, block)
     recalled = _memory(model.memory, model.dim) if has_memory(block) else 0
     scored = sum(pool.kind.experts for pool in owned if isinstance(pool.kind, ExpertChoice | TokenChoice | AverageKey))
     depth_router = model.dim if block.depth else 0

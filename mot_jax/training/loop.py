@@ -33,6 +33,7 @@ from mot_jax.training.disk import disk_errors
 from mot_jax.training.init_from import init_from
 from mot_jax.training.interruption import interruption
 from mot_jax.training.memory_picture import draw_memory
+from mot_jax.training.model_table import model_table
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.progress import TrainProgress, duration_text, preparation, say
 from mot_jax.training.router_picture import draw_routers
@@ -95,7 +96,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         # Everything that can be refused has been: only now is anything written.
         run_directory.write_config(directory, config_text)
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
-        _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, note)
+        _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, console)
         evaluates, drawing = _shows(dataset, note)
         generates = _can_generate(run, mesh, directory, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
@@ -208,12 +209,12 @@ def _can_generate(run: Run, mesh: Mesh, directory: epath.Path, note: Callable[[s
     return reason is None
 
 
-def _introduce(
-    run: Run, directory: epath.Path, resumed: int | None, platform: str, note: Callable[[str], None]
-) -> None:
+def _introduce(run: Run, directory: epath.Path, resumed: int | None, platform: str, console: Console) -> None:
+    note = functools.partial(say, console)
     stored, activated = count.stored(run.model), count.activated(run.model)
     note(f"run directory: {os.fspath(directory)}" + ("" if resumed is None else f", from step {resumed}"))
     note(f"parameters: {stored:,} stored, {activated:,} activated by a token")
+    console.print(model_table(run.model, run.data.sequence_length))
     memory = run.model.memory
     if platform == "tpu" and memory and (width := value_dim(memory, run.model.dim)) % LANES:
         note(f"Memory.value_dim: {width} is no multiple of {LANES}; no kernel reads such rows, XLA does")

@@ -8,6 +8,10 @@ from typing import SupportsFloat
 
 Values = Mapping[str, tuple[SupportsFloat, SupportsFloat]]  # name -> (sum, count)
 
+TIMINGS = (
+    *("tokens_per_second", "mfu", "step_seconds"),
+    *("data_wait_fraction", "device_wait_fraction", "host_fraction", "save_seconds"),
+)
 EACH_STEP = ("bad_steps",)  # steers the loop, is no average
 
 
@@ -34,14 +38,15 @@ class Window:
 
 @dataclasses.dataclass
 class Clock:
-    """Seconds of training since the last line: of all, of waiting for data, and the steps and tokens they bought.
+    """Seconds of training since the last line: of all, of waiting for data and for the device, and what they bought.
 
-    It stands while other work is done (compilation, checkpoints, evaluation, pictures); how long checkpoints held the
-    steps up is `saved`.
+    What is left is the host's own work: sending batches and steps off, sums, lines. It stands while other work is done
+    (compilation, checkpoints, evaluation, pictures); how long checkpoints held the steps up is `saved`.
     """
 
     seconds: float = 0.0
     waited: float = 0.0
+    blocked: float = 0.0
     steps: int = 0
     tokens: float = 0.0
     saved: float = 0.0
@@ -57,30 +62,38 @@ class Clock:
         if self.started is not None:
             self.waited += seconds
 
-    def step(self, tokens: float) -> None:
-        """A step has just finished."""
+    def block(self, seconds: float) -> None:
+        """The host has waited for values from the device."""
+        if self.started is not None:
+            self.blocked += seconds
+
+    def step(self, tokens: float) -> float | None:
+        """A step has just finished; the seconds since the one before it, None where that was not timed."""
         if self.started is None:
-            return
+            return None
         now = time.perf_counter()
-        self.seconds += now - self.started
+        took = now - self.started
+        self.seconds += took
         self.started = now
         self.steps += 1
         self.tokens += tokens
+        return took
 
     def line(self, flops_per_token: float, peak_flops: float | None) -> dict[str, float | None]:
-        """tokens_per_second (padding left out), mfu, data_wait_fraction, step_seconds: None where nothing was timed.
-
-        And save_seconds, how long the steps stood still for checkpoints.
+        """tokens_per_second (padding left out), mfu, step_seconds, and the shares of them in which the host waited for
+        data, waited for the device, and worked: None where nothing was timed. save_seconds is how long the steps stood
+        still for checkpoints.
         """
         if not self.steps:
-            none = dict.fromkeys(("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds"))
-            return {**none, "save_seconds": self.saved}
+            return {**dict.fromkeys(TIMINGS), "save_seconds": self.saved}
         rate = self.tokens / self.seconds
         return {
             "tokens_per_second": rate,
             "mfu": rate * flops_per_token / peak_flops if peak_flops else None,
-            "data_wait_fraction": self.waited / self.seconds,
             "step_seconds": self.seconds / self.steps,
+            "data_wait_fraction": self.waited / self.seconds,
+            "device_wait_fraction": self.blocked / self.seconds,
+            "host_fraction": max(0.0, 1 - (self.waited + self.blocked) / self.seconds),
             "save_seconds": self.saved,
         }
 

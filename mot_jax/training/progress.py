@@ -32,7 +32,7 @@ def train_text(line: dict) -> str:
         parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
         if line["mfu"] is not None:
             parts.append(f"mfu {line['mfu']:.1%}")
-        parts.append(f"data wait {line['data_wait_fraction']:.1%}")
+        parts.append(f"data wait {line['data_wait_fraction']:.1%} host {line['host_fraction']:.1%}")
     if line["save_seconds"]:
         parts.append(f"saving {line['save_seconds']:.2f} s")
     if line["skipped"]:

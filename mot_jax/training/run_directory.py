@@ -18,6 +18,7 @@ CHECKPOINTS = "checkpoints"
 ARTIFACTS = "artifacts"
 SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 LOSSES = "losses.png"
 ROUTERS = "routers.png"
 MEMORY = "memory.png"
@@ -27,7 +28,7 @@ MEMORY = "memory.png"
 FREE = frozenset(
     (
         *("Train.steps", "Train.log_every", "Train.checkpoint_every", "Train.eval_every", "Train.sample_every"),
-        "Train.task_every",
+        *("Train.task_every", "Train.profile"),
         *("Train.keep_checkpoints", "Train.max_bad_steps", "Train.init_from", "Train.accumulation"),
         *("Data.path", "Data.cache_dir", "Data.reader_threads", "Data.prefetch", "Data.verify"),
         *("Model.remat", "Model.scan_layers", "Parallel", "Sample", "Eval"),

@@ -23,8 +23,10 @@ from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.interruption import Interruption
 from mot_jax.training.metrics import Clock, Window, tokens_of
+from mot_jax.training.profiling import ProfileWindow
 from mot_jax.training.progress import TrainProgress
-from mot_jax.training.run_directory import sample_path
+from mot_jax.training.run_directory import PROFILE, sample_path
+from mot_jax.training.slow_steps import Compilations, SlowSteps
 from mot_jax.training.state import TrainState
 from mot_jax.training.writers import MetricsFile, TensorBoard
 
@@ -83,24 +85,37 @@ class Loop:
         self.window, self.clock = Window(start.window), Clock()
         self.skipped = int(start.state.skipped)
         self.saves: list[float] = []  # seconds that the steps waited for each checkpoint
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, float] | None = None
         self._saved = start.step or None
         self._flops = flops.run_flops_per_token(job.run)
         self._peak = flops.peak_flops(job.mesh.devices.flat)
         self._rows = batch_sharding(job.mesh)
+        note = job.progress.note
+        self._profile = ProfileWindow(job.run.train.profile, job.directory / PROFILE, note)
+        self._slow_steps, self._compilations = SlowSteps(note), Compilations(job.train_step, "the step", note)
 
     def run(self, caught: Interruption) -> bool:
         """Steps until the last one, or the end of the one during which a signal came; whether that was so."""
+        try:
+            return self._run(caught)
+        finally:
+            self._profile.close()
+
+    def _run(self, caught: Interruption) -> bool:
         first, last = self.step, self.job.run.train.steps
         self._between(again=True)
         while self.step < last:
             waited = self.batches.waited
             batch, self.data_state = next(self.batches)
-            self.clock.wait(self.batches.waited - waited)
+            waited = self.batches.waited - waited
+            self.clock.wait(waited)
+            self._profile.before(self.step + 1)
             self.state, metrics = self.job.train_step(self.state, jax.device_put(batch, self._rows))
             self._record()
             self.step += 1
-            self._pending = self.step, metrics
+            self._profile.after(self.step, metrics)
+            self._compilations.check(self.step)
+            self._pending = self.step, metrics, waited
             stopping, compiled = caught.signal is not None, self.step == first + 1
             if stopping or compiled or self._due():
                 self._record()
@@ -116,10 +131,13 @@ class Loop:
         """Takes in the values of the step that waits for it, and writes a line where one is due."""
         if self._pending is None:
             return
-        step, values = self._pending[0], jax.device_get(self._pending[1])
-        self._pending = None
+        (step, values, waited), self._pending = self._pending, None
+        before = time.perf_counter()
+        values = jax.device_get(values)
+        self.clock.block(time.perf_counter() - before)
         train = self.job.run.train
-        self.clock.step(tokens_of(values))
+        if (took := self.clock.step(tokens_of(values))) is not None:
+            self._slow_steps.step(step, took, waited)
         self.window.add(values)
         self.skipped += int(values["skipped"][0])
         self.job.progress.stepped(step)
@@ -148,6 +166,7 @@ class Loop:
         }
         self._write(line)
         self.job.progress.train(line)
+        self._slow_steps.reported()
         self.window, self.clock = Window(), Clock(started=self.clock.started)
 
     def _by_modality(self, name: str, means: dict) -> dict:

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from mot_jax.config import Model, Run
-from mot_jax.config.memory import value_dim
+from mot_jax.config.memory import table_shape, value_dim
 from mot_jax.errors import ConfigError
 from mot_jax.parallel.rules import RULES
 
@@ -35,10 +35,12 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
     total = tables * _entries(run.model) * entry
     parts = table_parts(mesh)
     if (each := total / parts) > room:
+        pieces = math.prod(table_shape(memory, run.model.dim)[:2])  # into as many it can be divided at most
+        enough = next(n for n in range(math.ceil(total / room), pieces + 1) if pieces % n == 0)
         raise ConfigError(
             f"Memory.num_keys: {memory.num_values:,} values of {value_dim(memory, run.model.dim):,} with gradients "
             f"and moments take {_gib(total)}, so {_gib(each)} on each of {parts} devices (Parallel.fsdp x tensor) of "
-            f"{_gib(room)}; expected at least {math.ceil(total / room)} devices"
+            f"{_gib(room)}; expected at least {enough} devices"
         )
 
 

@@ -91,7 +91,7 @@ def test_a_table_that_does_not_fit_says_how_many_devices_it_needs():
         check_table_fits(run, mesh, room=3 * 2**30 // 2)
     assert str(caught.value) == (
         "Memory.num_keys: 1,048,576 values of 256 with gradients and moments take 4.0 GiB, so 4.0 GiB on each of 1 "
-        "devices (Parallel.fsdp x tensor) of 1.5 GiB; expected at least 3 devices"
+        "devices (Parallel.fsdp x tensor) of 1.5 GiB; expected at least 4 devices"
     )
     touched = dataclasses.replace(run, optimizer=Optimizer(values=ValuesOptimizer(update="touched")))
     check_table_fits(touched, mesh, room=3 * 2**30)  # no dense gradient

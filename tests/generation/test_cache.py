@@ -40,6 +40,13 @@ MODELS |= {
     "memory": {"memory": Memory(layers=(1,), num_keys=6, heads=2, top_k=4)},
     "memory in MoT": {"untied": ALL, "memory": Memory(layers=(0, 1), num_keys=6, heads=2, top_k=4)},
     "depth in MoT": {"untied": ALL, "plan": DEEP, "auxiliary_routers": True},
+    "experts, a memory and depth in one layer": {
+        "untied": ALL,
+        "feed_forward": FrozenMapping(text=ExpertChoice(experts=3)),
+        "memory": Memory(layers=(0, 1), num_keys=6, heads=2, top_k=4, modalities=("image",)),
+        "plan": DEEP,
+        "auxiliary_routers": True,
+    },
 }
 LENGTHS = np.array([7, 1, 4, 0, 10])
 STEPS = 5

@@ -14,8 +14,9 @@ from jax.extend.core import Literal
 
 from mot_jax.config import Block, FrozenMapping, expand
 from mot_jax.config.experts import AverageKey, Depth, ExpertChoice, HashExperts, TokenChoice
+from mot_jax.config.memory import Memory
 from mot_jax.nn import transformer
-from mot_jax.training.flops import forward_flops_per_token
+from mot_jax.training.flops import forward_flops_by_group, forward_flops_per_token
 from tests.batches import VOCABULARY, random_batch, small_model
 
 ROWS, LENGTH = 2, 128
@@ -52,7 +53,7 @@ def products(closed, arguments) -> tuple[list, jax.Array]:
             results = eqn.primitive.bind(*inputs, **params)
             results = results if eqn.primitive.multiple_results else [results]
         else:
-            results, more = {"while": loop, "cond": branch}.get(name, call)(eqn, inputs)
+            results, more = {"while": loop, "scan": repeat, "cond": branch}.get(name, call)(eqn, inputs)
             total += more
         values.update(zip(eqn.outvars, results, strict=True))
     return read(jaxpr.outvars), total
@@ -77,8 +78,21 @@ def branch(eqn, inputs):
     return products(eqn.params["branches"][list(taken).index(True)], inputs[1:])
 
 
+def repeat(eqn, inputs):
+    first = eqn.params["num_consts"]
+    second = first + eqn.params["num_carry"]
+
+    def turn(carry, scanned):
+        results, more = products(eqn.params["jaxpr"], [*inputs[:first], *carry[0], *scanned])
+        return (results[: second - first], carry[1] + more), results[second - first :]
+
+    carry = (inputs[first:second], jnp.int32(0))
+    length, reverse = eqn.params["length"], eqn.params["reverse"]
+    (results, total), stacked = jax.lax.scan(turn, carry, inputs[second:], length=length, reverse=reverse)
+    return [*results, *stacked], total
+
+
 def call(eqn, inputs):
-    assert eqn.primitive.name != "scan", "its body's products are carried out more than once"
     (inner,) = inner_jaxprs(eqn)
     return products(inner, inputs)
 
@@ -123,6 +137,12 @@ def analytic(model) -> float:
     return forward_flops_per_token(model, 2 * LENGTH) * TOKENS
 
 
+def without_sum_of_values(model) -> float:
+    """The same of a model with memories, whose weighted sums of values are no matrix products."""
+    memory = model.memory
+    return analytic(model) - 2 * TOKENS * len(memory.layers) * memory.reads * (memory.value_dim or model.dim)
+
+
 def by_modality(**kinds):
     return {"untied": ("feed_forward",), "feed_forward": FrozenMapping(kinds)}
 
@@ -145,6 +165,18 @@ def test_products_are_what_the_formula_says(case, rng):
     """Every expert's tokens fill its tiles here, so that no product is of padding."""
     model = wide_model(**EXACT[case])
     assert counted(model, full_batch(rng)) == [analytic(model)]
+
+
+MEMORIES = {
+    "memory": {"memory": Memory(layers=(1,), num_keys=16, top_k=4)},
+    "plain memory": {"memory": Memory(layers=(0, 1), num_keys=8, top_k=4, gated=False)},
+}
+
+
+@pytest.mark.parametrize("case", MEMORIES)
+def test_products_of_memories_are_what_the_formula_says(case, rng):
+    model = wide_model(**MEMORIES[case])
+    assert counted(model, full_batch(rng)) == [without_sum_of_values(model)]
 
 
 PADDED = {
@@ -178,10 +210,13 @@ def test_depth_saves_in_the_compiled_program_what_the_formula_says(capacity, rng
 
 
 def test_pools_of_unequal_rates_cost_at_most_the_hungriest_ones(rng):
-    """The formula knows no shares of modalities; a batch of the hungriest pool's alone costs what it says."""
+    """A batch of the hungriest pool's tokens alone costs what the formula says, another what its groups' counts say."""
     kinds = by_modality(text=ExpertChoice(experts=2, capacity=2.0), image=ExpertChoice(experts=2))
     model = wide_model(**kinds)
     only_text, mixed = counted(model, full_batch(rng, (1.0, 0.0, 0.0)), full_batch(rng))
     assert only_text == analytic(model)
     experts = 2 * TOKENS * len(expand(model)) * 3 * model.dim * 384
     assert only_text - mixed == experts / 2  # half the tokens meet one expert instead of two
+    by_group = forward_flops_by_group(model, 2 * LENGTH)
+    shares = {"text": 0.5, "image": 0.25, "speech": 0.25}
+    assert mixed == sum(share * TOKENS * sum(by_group[group].values()) for group, share in shares.items())

@@ -27,11 +27,11 @@ from mot_jax.nn.attention import causal_in_document
 from mot_jax.training import flops
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.loop import train
+from mot_jax.training.metrics import TIMINGS
 from mot_jax.training.writers import read_metrics
 from tests.training.conftest import write_dataset
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-TIMINGS = ("tokens_per_second", "mfu", "data_wait_fraction", "step_seconds", "save_seconds")
 SMALL = ("Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32")
 SMALL += ("Data.sequence_length = 48", "Data.global_batch_size = 8", "Optimizer.warmup_steps = 4")
 QUIET = ("Train.eval_every = 0", "Train.sample_every = 0", "Train.log_every = 3", "Eval.batches = 2")
@@ -86,6 +86,7 @@ def test_a_run_leaves_what_it_promises(finished, dataset_directory):
     line = next(line for line in lines if line["step"] == 12)
     assert {"loss", "loss/text", "loss/image", "learning_rate", "grad_norm", "skipped", *TIMINGS} <= line.keys()
     assert line["mfu"] is None
+    assert sum(line[f"{kind}_fraction"] for kind in ("data_wait", "device_wait", "host")) == pytest.approx(1)
     assert 0 < line["modality_tokens/text"] + line["modality_tokens/image"] <= 8 * 48
     assert line["learning_rate"] == pytest.approx(3e-3 * (0.1 + 0.9 * (0.5 + 0.5 * np.cos(np.pi * 8 / 36))))
     assert sorted(path.name for path in (finished / "samples").iterdir()) == ["step_000030.png", "step_000040.png"]
@@ -121,6 +122,14 @@ def test_refuses_what_would_mix_runs(finished, dataset_directory, tmp_path):
     with pytest.raises(CheckpointError, match="--resume=must, but there is no checkpoint"):
         start(dataset_directory, tmp_path / "none", resume="must")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_window_of_steps_is_profiled(dataset_directory, tmp_path, capfd):
+    assert start(dataset_directory, tmp_path / "run", "Train.steps = 5", "Train.profile = (3, 2)") == 0
+    (trace,) = (tmp_path / "run" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000 and list(trace.parent.glob("perfetto_trace.json.gz"))
+    printed = capfd.readouterr().out
+    assert printed.count("profile: ") == 1 and "compiled again" not in printed
 
 
 def test_an_impossible_run_leaves_no_directory(dataset_directory, tmp_path):

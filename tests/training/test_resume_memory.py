@@ -21,11 +21,11 @@ from mot_jax.training.step import make_train_step
 from tests.batches import VOCABULARY, random_batch, small_model, small_run
 
 STEPS = 6
-MEMORY = Memory(layers=(1,), num_keys=8, heads=2, top_k=4)
+MEMORY = Memory(layers=(0,), num_keys=8, heads=2, top_k=4)
 
 
 def memory_run(dtype: str, update: str = "dense", **train):
-    model = small_model(memory=dataclasses.replace(MEMORY, dtype=dtype))
+    model = small_model(num_layers=1, memory=dataclasses.replace(MEMORY, dtype=dtype))
     optimizer = Optimizer(warmup_steps=1, values=ValuesOptimizer(learning_rate=0.05, update=update))
     return dataclasses.replace(small_run(model, 8, 24, steps=STEPS, **train), optimizer=optimizer)
 
@@ -34,10 +34,7 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize(
-    ("update", "dtype", "devices"),
-    [("dense", "bfloat16", 1), ("touched", "bfloat16", 1), ("touched", "float32", 2)],
-)
+@pytest.mark.parametrize(("update", "dtype", "devices"), [("touched", "bfloat16", 1), ("dense", "bfloat16", 2)])
 def test_a_resumed_run_equals_one_never_stopped(tmp_path, rng, update, dtype, devices):
     run = memory_run(dtype, update)
     mesh = make_mesh(Parallel(fsdp=devices), jax.devices()[:devices])
@@ -86,7 +83,7 @@ def test_tables_start_another_run_in_its_own_dtype(tmp_path):
     widened, *_ = init_from(str(tmp_path / "narrow"), run.model, mesh, 0)
     assert widened["values"]["shared"].dtype == jnp.float32
     assert_same(widened["values"]["shared"], table.astype(jnp.float32))
-    larger = small_model(memory=dataclasses.replace(MEMORY, num_keys=16))
+    larger = small_model(num_layers=1, memory=dataclasses.replace(MEMORY, num_keys=16))
     with pytest.raises(CheckpointError, match=r"memory/keys has shape \(2, 2, 8, 8\), expected \(2, 2, 16, 8\)"):
         init_from(source, larger, mesh, 0)
 
