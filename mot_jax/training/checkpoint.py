@@ -76,6 +76,11 @@ class Checkpoints:
         """Steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
+    def wait(self) -> None:
+        """Until the save in progress is complete; raises CheckpointError where it could not be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
     def save(self, step: int, state, data_state: dict, meta: dict, *, wait: bool = False) -> None:
         """Saves in the background once the arrays are copied to the host; `state` may be donated on return.
 
@@ -99,8 +104,8 @@ class Checkpoints:
                     meta=ocp.args.JsonSave(checkpoint_meta.sealed(arrays, data_state, meta)),
                 ),
             )
-            if wait:
-                self._manager.wait_until_finished()
+        if wait:
+            self.wait()
 
     def restore(
         self, abstract_state, step: int | None = None, check: Callable[[dict], None] = lambda meta: None
