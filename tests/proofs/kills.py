@@ -29,7 +29,7 @@ from mot_jax.training.metrics import TIMINGS  # noqa: E402
 from mot_jax.training.writers import read_metrics  # noqa: E402
 from tests.training.conftest import write_dataset  # noqa: E402
 
-EVERY, STEPS_A_KILL = 2, 14
+EVERY, STEPS_A_KILL = 2, 8
 KINDS = {"save": 0.4, "delete": 0.3, "step": 0.2, "start": 0.1}
 ITEMS = {"params", "opt", "data", "meta"}
 CONFIG = ("Model.dim=16", "Model.num_layers=1", "Model.num_heads=2", "Model.ffn_dim=32", "Data.sequence_length=48")
@@ -91,7 +91,11 @@ def wait(life: Life, until, pause: float = 0.002) -> None:
 
 
 def kill_at(life: Life, run: pathlib.Path, kind: str, after: int, rng: np.random.Generator, usual: float) -> None:
-    """Kills at a random moment of that kind, once the run is past the step `after`."""
+    """Kills at a random moment of that kind, once the run is past the step `after`.
+
+    Args:
+      usual: seconds from the start of a process to its first step.
+    """
     if kind == "start":
         time.sleep(rng.uniform(0, 1.2 * usual))
     else:
@@ -170,6 +174,8 @@ def main() -> int:
             kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
             life = start(place, run, steps, number)
             kill_at(life, run, kind, (before or 0) + int(rng.integers(1, 6)), rng, usual)
+            if kind != "start":
+                usual = time.monotonic() - life.began  # by now the step is compiled, and the machine as busy as it is
             newest, last = (saved(run) or [None])[-1], last_line(run)
             trouble = check_begin(life, before)
             if trouble is None and life.process.returncode != -signal.SIGKILL:
