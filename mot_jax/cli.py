@@ -29,7 +29,14 @@ _TRAIN_EXAMPLES = """examples:
 
 _EVAL_EXAMPLES = """examples:
   python eval.py --run_dir runs/a                             losses, and the tasks of Eval.tasks
-  python eval.py --run_dir runs/a --step 500 --gin.Eval.prompts=50"""
+  python eval.py --run_dir runs/a --step 500 --gin.Eval.prompts=50
+  python eval.py compare runs/dense_* runs/mot_* --out runs/mot_or_dense    step matching; `compare --help` says more"""
+
+_COMPARE_EXAMPLES = """Runs that differ in their seed alone are one arm; the first run's arm is the reference.
+
+examples:
+  python eval.py compare runs/dense runs/mot
+  python eval.py compare runs/dense_0 runs/dense_1 runs/mot_0 runs/mot_1 --out runs/mot_or_dense"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +64,21 @@ class EvalArguments:
     step: int | None
 
 
+@dataclasses.dataclass(frozen=True)
+class CompareArguments:
+    """What `eval.py compare` was asked for. `out`: a directory for JSON and figures, None for neither."""
+
+    run_dirs: tuple[str, ...]
+    out: str | None
+
+
 def parse_train(argv: Sequence[str]) -> TrainArguments:
     """Flags of train.py -> the run. Without --gin_file: a resumed directory's own config, else the default.
 
     Raises:
       UserError: a misspelt flag, or anything wrong with the config.
     """
-    parser = _Parser("train.py", "Trains a mixed-modal transformer.", f"{_main_fields()}\n\n{_TRAIN_EXAMPLES}")
+    parser = Parser("train.py", "Trains a mixed-modal transformer.", f"{_main_fields()}\n\n{_TRAIN_EXAMPLES}")
     parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a config; later ones win")
     _add_common(parser)
     parser.add_argument("--run_dir", metavar="DIR", help="where everything is written (default: runs/<config>-<time>)")
@@ -81,7 +96,7 @@ def parse_train(argv: Sequence[str]) -> TrainArguments:
         "and what it costs",
     )
     parser.add_argument("--json", metavar="FILE", help="with --aot: the same as JSON; - prints it")
-    arguments, bindings = _parse(parser, argv)
+    arguments, bindings = parse_flags(parser, argv)
     if arguments.json is not None and arguments.aot is None:
         raise ConfigError("--json: expected --aot, whose findings it writes")
     if arguments.resume not in RESUME:
@@ -107,11 +122,11 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
     Raises:
       UserError: a misspelt flag, no run in the directory, or a change to something that training fixed.
     """
-    parser = _Parser("eval.py", "Evaluates a finished run on held-out data.", _EVAL_EXAMPLES)
+    parser = Parser("eval.py", "Evaluates a finished run on held-out data.", _EVAL_EXAMPLES)
     parser.add_argument("--run_dir", metavar="DIR", help="the run")
     parser.add_argument("--step", type=int, help="the checkpoint (default: the last)")
     _add_common(parser)
-    arguments, bindings = _parse(parser, argv)
+    arguments, bindings = parse_flags(parser, argv)
     if arguments.run_dir is None:
         raise ConfigError("--run_dir: expected the directory of a run, as in --run_dir runs/digits_mot")
     file = epath.Path(arguments.run_dir) / "config.gin"
@@ -123,6 +138,22 @@ def parse_eval(argv: Sequence[str]) -> EvalArguments:
     if changed := differences(saved, dataclasses.replace(saved, **fixed)):
         raise ConfigError(f"{changed[0]}: eval.py leaves a run's {', '.join(FIXED)} as they were")
     return EvalArguments(run, arguments.run_dir, arguments.step)
+
+
+def parse_compare(argv: Sequence[str]) -> CompareArguments:
+    """What follows `eval.py compare`.
+
+    Raises:
+      UserError: a misspelt flag, or no run.
+    """
+    parser = Parser("eval.py compare", "At what share of one run's cost others reach its loss.", _COMPARE_EXAMPLES)
+    parser.add_argument("run_dirs", nargs="*", metavar="RUN", help="run directories, the reference first")
+    parser.add_argument("--out", metavar="DIR", help="where compare.json and a figure a modality go")
+    _add_import(parser, "a module with config classes that the runs need")
+    arguments, _ = parse_flags(parser, argv)
+    if not arguments.run_dirs:
+        raise ConfigError("compare: expected run directories, as in python eval.py compare runs/dense runs/mot")
+    return CompareArguments(tuple(arguments.run_dirs), arguments.out)
 
 
 def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -137,7 +168,7 @@ def run_main(function: Callable[[list[str]], int | None], argv: Sequence[str] | 
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage and leaving."""
 
     def __init__(self, program: str, description: str, epilog: str):
@@ -165,17 +196,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="'X.y = VALUE'",
         help="the same, spelt as in a file",
     )
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module of yours with sources, codecs, tasks or config classes; found from the current directory too",
+    _add_import(
+        parser, "a module of yours with sources, codecs, tasks or config classes; found from the current directory too"
     )
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def _add_import(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=what)
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses flags, imports the user's modules, and collects bindings in the order given."""
     known, rest = [], list(argv)
     while rest:
@@ -195,8 +225,8 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpar
         flag = unknown[0].partition("=")[0]
         what = "no flag" if flag.startswith("-") else "unexpected argument"
         raise ConfigError(f"{what} {flag!r}{nearest(flag, options)}")
-    bindings = [binding for group in arguments.gin_bindings for binding in group]
-    for module in arguments.modules:
+    bindings = [binding for group in getattr(arguments, "gin_bindings", ()) for binding in group]
+    for module in getattr(arguments, "modules", ()):
         _import(module)
     return arguments, bindings
 

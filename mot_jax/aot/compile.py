@@ -14,7 +14,7 @@ from kernels_pallas import ahead_of_time
 from mot_jax import config
 from mot_jax.aot.topology import Target
 from mot_jax.batch import Batch
-from mot_jax.config import Model, Run
+from mot_jax.config import Model, Run, rules_with
 from mot_jax.data.cache import ensure_dataset
 from mot_jax.data.dataset import open_dataset
 from mot_jax.errors import UserError
@@ -128,7 +128,8 @@ def _laid_out(run: Run, target: Target) -> tuple[Mesh, optax.GradientTransformat
     """The mesh, the optimizer and the state as shapes."""
     mesh = make_mesh(run.parallel, devices_of(target))
     tx, _ = make_optimizer(run.optimizer, run.train.steps, run.train.only)
-    return mesh, tx, abstract_state(run.model, tx, mesh, run.train.only)
+    rules = rules_with(run.parallel.rules)
+    return mesh, tx, abstract_state(run.model, tx, mesh, rules, only=run.train.only)
 
 
 def devices_of(target: Target) -> list[jax.Device]:

@@ -22,10 +22,12 @@ from mot_jax.config.plan import (
     sees_future,
     selects,
 )
+from mot_jax.config.rules import RULES, Rules, rules_with
 from mot_jax.config.run import Eval, Optimizer, Parallel, Run, Sample, Train, ValuesOptimizer
 from mot_jax.config.run_checks import check_run
 
 __all__ = [
+    "RULES",
     "Block",
     "Data",
     "Digits",
@@ -37,6 +39,7 @@ __all__ = [
     "Parallel",
     "Pool",
     "RopeScaling",
+    "Rules",
     "Run",
     "Sample",
     "Source",
@@ -54,6 +57,7 @@ __all__ = [
     "heads",
     "pools",
     "resolve",
+    "rules_with",
     "sees_future",
     "selects",
 ]

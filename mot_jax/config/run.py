@@ -62,12 +62,16 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """Mesh sizes; -1 takes the devices that are left."""
+    """Mesh sizes, -1 takes the devices that are left; and what of a parameter is split over which axis.
+
+    `rules` are changes to the table of `config/rules.py`, as in {"embed": "data"}; None splits an axis over nothing.
+    """
 
     data: int = -1
     fsdp: int = 1
     expert: int = 1
     tensor: int = 1
+    rules: Mapping[str, str | None] = FrozenMapping()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

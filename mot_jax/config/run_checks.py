@@ -2,6 +2,7 @@
 
 from mot_jax.config.model_checks import check_model
 from mot_jax.config.numbers import check_least
+from mot_jax.config.rules import rules_with
 from mot_jax.config.run import Run
 from mot_jax.errors import ConfigError
 
@@ -46,4 +47,5 @@ def check_run(run: Run) -> None:
     for name, value in (("Data.shards", run.data.shards), ("Train.accumulation", run.train.accumulation)):
         if rows % value:
             raise ConfigError(f"{name}: {value} does not divide the {rows} rows of Data.global_batch_size")
+    rules_with(run.parallel.rules)
     check_model(run.model)

@@ -8,6 +8,8 @@ from mot_jax.config import Run
 from mot_jax.config.types import config_classes, full_name
 from mot_jax.errors import ConfigError
 
+ABSENT = "absent"  # what a difference says where one run has no such parameter
+
 
 def run_text(run: Run) -> str:
     """Every parameter of a run as gin text; equal runs have the same text."""
@@ -33,9 +35,8 @@ def differences(old: Run, new: Run) -> list[str]:
     before, after = (
         dict(line.split(" = ", 1) for line in run_text(run).splitlines() if " = " in line) for run in (old, new)
     )
-    absent = "absent"
     return [
-        f"{name}: {before.get(name, absent)} became {after.get(name, absent)}"
+        f"{name}: {before.get(name, ABSENT)} became {after.get(name, ABSENT)}"
         for name in dict.fromkeys([*before, *after])
         if before.get(name) != after.get(name)
     ]

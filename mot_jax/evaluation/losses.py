@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mot_jax.batch import Batch
-from mot_jax.config import Parallel, Run, sees_future
+from mot_jax.config import Parallel, Run, rules_with, sees_future
+from mot_jax.config.rules import BATCH_AXES
 from mot_jax.errors import ConfigError
-from mot_jax.parallel.collectives import BATCH_AXES
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training.state import parameter_shardings
 from mot_jax.training.step import make_loss_eval
@@ -56,7 +56,7 @@ def heldout_losses(
       causal: with auxiliary routers in place of what would see later tokens.
     """
     evaluate = make_loss_eval(run, vocabulary, mesh, causal=causal)
-    params = jax.device_put(params, parameter_shardings(run.model, mesh))
+    params = jax.device_put(params, parameter_shardings(run.model, mesh, rules_with(run.parallel.rules)))
     names = {ALL: "loss"} | {name: f"loss/{name}" for name in vocabulary.names}
     # float64 on the host: float32 would stop counting tokens at 2**24.
     sums = {name: np.zeros(2) for name in names}

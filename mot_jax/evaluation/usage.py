@@ -10,15 +10,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from mot_jax.batch import Batch
-from mot_jax.config import Run, sees_future
+from mot_jax.config import Run, rules_with, sees_future
+from mot_jax.config.rules import BATCH_AXES
 from mot_jax.nn import transformer
-from mot_jax.parallel.collectives import BATCH_AXES, axis_size, sum_over
+from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding
-from mot_jax.parallel.rules import RULES, partition_spec
 from mot_jax.training.state import parameter_shardings
 
 MEMORY = "memory/"  # what the names of its metrics begin with
-ROWS = partition_spec(("value_row",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ def memory_usage(run: Run, params: dict, batches: Iterable[Batch], mesh: Mesh) -
     """
     if run.model.memory is None:
         return {}
-    params = jax.device_put(params, parameter_shardings(run.model, mesh))
+    params = jax.device_put(params, parameter_shardings(run.model, mesh, rules_with(run.parallel.rules)))
     add, summarise = _adder(run, mesh), jax.jit(_summary)
     totals = None
     for batch in batches:
@@ -55,11 +54,11 @@ def usage_metrics(usage: dict[int, Usage]) -> dict[str, float]:
 def _adder(run: Run, mesh: Mesh):
     """(params, batch, each layer's weights so far, or None) -> those with the batch's; split as tables' rows are."""
     model = dataclasses.replace(run.model, selection_groups=run.model.selection_groups * run.train.accumulation)
-    causal = not sees_future(model)
+    causal, rules = not sees_future(model), rules_with(run.parallel.rules)
+    axis = rules["value_row"]
 
     def one(params, batch: Batch) -> dict[int, Float[Array, " n"]]:
-        reports = transformer.apply(model, params, batch, causal=causal)[1]
-        axis = RULES["value_row"]
+        reports = transformer.apply(model, params, batch, causal=causal, rules=rules)[1]
         found = {}
         for layer, report in reports.items():
             if report.reads is None:
@@ -72,12 +71,9 @@ def _adder(run: Run, mesh: Mesh):
             found[layer] = given
         return found
 
-    axes = transformer.logical_axes(run.model)
-    specs = jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
-    layers = dict.fromkeys(model.memory.layers, ROWS)
-    given = jax.shard_map(
-        one, mesh=mesh, in_specs=(specs, PartitionSpec(BATCH_AXES)), out_specs=layers, check_vma=False
-    )
+    specs = transformer.partition_specs(run.model, rules), PartitionSpec(BATCH_AXES)
+    layers = dict.fromkeys(model.memory.layers, PartitionSpec(axis))
+    given = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=layers, check_vma=False)
 
     @jax.jit
     def add(params, batch, totals):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mot_jax.config import Model, expand
+from mot_jax.config import RULES, Model, Rules, expand
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.transformer import forward
 
@@ -16,7 +16,8 @@ from mot_jax.nn.transformer import forward
 class Cache:
     """Per layer rotated keys and values [B, C, K, H]; a row's first held[layer][b] of C places hold tokens.
 
-    A token that skips a layer (mixture-of-depths) leaves none there.
+    A token that skips a layer (mixture-of-depths) leaves none there. Inside a manual mesh the K heads are those of one
+    device.
     """
 
     keys: tuple[jax.Array, ...]
@@ -32,6 +33,7 @@ def prefill(
     modality_ids: Int[Array, "B S"],
     lengths: Int[Array, "B"],
     capacity: int,
+    rules: Rules = RULES,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """The hidden state of each row's last token, and a cache with room for `capacity` tokens a row.
 
@@ -57,7 +59,7 @@ def prefill(
         return causal_in_document(q, k, v, segment_ids)
 
     positions = jnp.broadcast_to(place[None, :, None], (*tokens.shape, 1))
-    hidden = forward(model, params, tokens, modality_ids, positions, segment_ids, attend)
+    hidden = forward(model, params, tokens, modality_ids, positions, segment_ids, attend, rules)
     last = jnp.maximum(lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     order = sorted(keys)
@@ -76,6 +78,7 @@ def decode(
     tokens: Int[Array, "B"],
     modality_ids: Int[Array, "B"],
     active: Bool[Array, "B"],
+    rules: Rules = RULES,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """The hidden state of one more token a row, and the cache with it; rows that are not active stay as they are."""
     capacity = cache.keys[0].shape[1]
@@ -93,6 +96,6 @@ def decode(
 
     positions = cache.lengths[:, None, None]
     segment_ids = active[:, None].astype(jnp.int32)
-    hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, segment_ids, attend)
+    hidden = forward(model, params, tokens[:, None], modality_ids[:, None], positions, segment_ids, attend, rules)
     lengths = cache.lengths + active.astype(jnp.int32)
     return hidden[:, 0], Cache(keys=tuple(keys), values=tuple(values), held=tuple(held), lengths=lengths)

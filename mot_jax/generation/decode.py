@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Int32, Key
 
 from mot_jax.batch import Array
-from mot_jax.config import Model, Sample
+from mot_jax.config import RULES, Model, Rules, Sample
 from mot_jax.errors import DataError
 from mot_jax.generation import grammar, sampling
 from mot_jax.generation.auxiliary import check_causal
 from mot_jax.generation.cache import decode, prefill
 from mot_jax.generation.grammar import Grammar, State
+from mot_jax.generation.placement import Placement, fits_one_device, one_device, placement_of
 from mot_jax.nn import transformer
+from mot_jax.parallel.mesh import replicated
 from mot_jax.vocabulary import TEXT, Vocabulary
 
 
@@ -47,15 +50,39 @@ class Request:
     guidance: Array
 
 
-@functools.partial(jax.jit, static_argnames=("model", "steps", "guided", "truncated"))
+@functools.partial(jax.jit, static_argnames=("model", "steps", "guided", "truncated", "placement"))
 def generate_rows(
-    model: Model, params: dict, request: Request, *, steps: int, guided: bool, truncated: bool
+    model: Model,
+    params: dict,
+    request: Request,
+    *,
+    steps: int,
+    guided: bool,
+    truncated: bool,
+    placement: Placement | None = None,
 ) -> tuple[Int32[Array, "B T"], Int32[Array, "B"]]:
-    """Prefill and the whole decoding loop: at most `steps` tokens a row, and how many of them each row keeps."""
+    """Prefill and the whole decoding loop: at most `steps` tokens a row, and how many of them each row keeps.
+
+    With a `placement` every device generates all rows, from parameters that stay split and with the cache of its heads.
+    """
+    run = functools.partial(_generate, model, steps=steps, guided=guided, truncated=truncated)
+    if placement is None:
+        return run(params, request, RULES)
+    rules = placement.rules
+    return jax.shard_map(
+        lambda params, request: run(params, request, rules),
+        mesh=placement.mesh,
+        in_specs=(transformer.partition_specs(model, rules), PartitionSpec()),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(params, request)
+
+
+def _generate(model: Model, params: dict, request: Request, rules: Rules, *, steps: int, guided: bool, truncated: bool):
     tables, batch = request.grammar, request.limits.shape[0]
 
     def pick(hidden, step, state):
-        logits = transformer.logits(model, params, hidden)
+        logits = transformer.logits(model, params, hidden, rules)
         if guided:
             logits = sampling.guide(logits[:batch], logits[batch:], request.guidance)
         left = request.limits - step
@@ -79,14 +106,15 @@ def generate_rows(
 
     def continued(carry):
         step, cache, token, state, out, counts = carry
-        hidden, cache = decode(model, params, cache, both(token), both(request.modality_of[token]), both(~state.done))
+        modality_ids = request.modality_of[token]
+        hidden, cache = decode(model, params, cache, both(token), both(modality_ids), both(~state.done), rules)
         token, state, kept = pick(hidden, step, state)
         out = jax.lax.dynamic_update_slice(out, token[:, None], (0, step))
         return step + 1, cache, token, state, out, counts + kept
 
     modality_ids = request.modality_of[request.tokens]
     capacity = request.tokens.shape[1] + steps
-    hidden, cache = prefill(model, params, request.tokens, modality_ids, request.lengths, capacity)
+    hidden, cache = prefill(model, params, request.tokens, modality_ids, request.lengths, capacity, rules)
     token, state, kept = pick(hidden, 0, request.state)
     out = jnp.broadcast_to(tables.pad, (batch, steps)).at[:, 0].set(token)
     carry = (jnp.int32(1), cache, token, state, out, kept.astype(jnp.int32))
@@ -110,7 +138,7 @@ def generate_tokens(
     """Continues every prompt; what comes back holds whole spans, ready for `documents.from_tokens`.
 
     Args:
-      model: resolved. params: on any devices of this process.
+      model: resolved. params: on any devices; put together on one where they fit there, else used where they are.
       prompts: int32 tokens from BOS on, ending between spans, as `to_tokens(..., eos=False)` gives them.
       to: a modality: one span of it, from its begin marker to its end marker. "text": text, at least a
         token, until the document ends or another span would begin. None: anything, until EOS.
@@ -161,12 +189,13 @@ def generate_tokens(
         guidance=np.float32(guidance),
     )
     truncated = sample.temperature > 0 and (sample.top_k > 0 or sample.top_p < 1)
+    placement = None if fits_one_device(params) else placement_of(model, params)
+    if placement is None:
+        params, request = jax.device_put((params, request), one_device(params))
+    else:
+        request = jax.device_put(request, replicated(placement.mesh))
     out, counts = generate_rows(
-        model,
-        *jax.device_put((params, request), one_device(params)),
-        steps=steps,
-        guided=guided,
-        truncated=truncated,
+        model, params, request, steps=steps, guided=guided, truncated=truncated, placement=placement
     )
     out, counts = jax.device_get((out, counts))
     closing = [] if span.end is None else [span.end]
@@ -201,13 +230,6 @@ def room(
             f"in {max_length}"
         )
     return np.minimum(wanted, max_length - lengths)
-
-
-def one_device(params: dict) -> jax.Device:
-    """The first of the devices that hold the parameters."""
-    leaf = jax.tree.leaves(params)[0]
-    held = leaf.devices() if isinstance(leaf, jax.Array) else jax.local_devices()
-    return min(held, key=lambda device: device.id)
 
 
 def bucket(size: int, least: int) -> int:

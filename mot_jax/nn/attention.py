@@ -9,7 +9,7 @@ from mot_jax.config import Model, heads
 from mot_jax.nn.blockwise import blockwise_attention
 from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm
-from mot_jax.nn.parameters import constant, grouped, use, weight
+from mot_jax.nn.parameters import constant, grouped, split_over, use, weight
 from mot_jax.nn.rotary import rotate
 from mot_jax.nn.rows import Rows, enter, leave, per_row, project
 from mot_jax.parallel.collectives import sum_over
@@ -40,8 +40,8 @@ class Attention(nnx.Module):
             self.key_norm = Norm(head_dim, model.qk_norm, model.norm_epsilon, groups)
 
     def __call__(self, x: Float[Array, "P D"], rows: Rows, context: Context) -> Float[Array, "P D"]:
-        *_, kv_heads, parts, head_dim = self.qkv.shape  # this device's heads
         qkv = use(self.qkv, x.dtype)
+        *_, kv_heads, parts, head_dim = qkv.shape  # this device's heads
         y = project(rows, x, qkv.reshape(*qkv.shape[:-3], kv_heads * parts * head_dim))
         if hasattr(self, "bias"):
             bias = use(self.bias, x.dtype)
@@ -58,7 +58,7 @@ class Attention(nnx.Module):
         y = enter(rows, y.reshape(*y.shape[:2], -1))
         output = use(self.output, x.dtype)
         output = output.reshape(*output.shape[:-4], -1, output.shape[-1])
-        return sum_over(project(rows, y, output), "tensor")
+        return sum_over(project(rows, y, output), split_over(self.output, "kv_heads"))
 
 
 @jax.named_scope("scores")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mot_jax.parallel.collectives import BATCH_AXES, axis_size, shard_index
+from mot_jax.config.rules import BATCH_AXES
+from mot_jax.parallel.collectives import axis_size, shard_index
 
 # (layer, or None within a scan; q [B, S, N, H], k [B, S, K, H], v [B, S, K, H], segment_ids [B, S]) -> [B, S, N, H]
 Attend = Callable[[int | None, Array, Array, Array, Array], Array]

@@ -16,11 +16,12 @@ from mot_jax.config.experts import AverageKey, ExpertChoice, FeedForward, HashEx
 from mot_jax.nn import report
 from mot_jax.nn.auxiliary import AuxiliaryRouter, agreement
 from mot_jax.nn.context import Context
-from mot_jax.nn.parameters import use, weight
+from mot_jax.nn.parameters import split_over, use, weight
 from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave
-from mot_jax.parallel.collectives import axis_size, sum_over
-from mot_jax.routing import expert_choice, token_choice
+from mot_jax.parallel.collectives import axis_size, gather, sum_over
+from mot_jax.parallel.expert_exchange import exchanged_feed_forward
+from mot_jax.routing import expert_choice, load, token_choice
 from mot_jax.routing.assignment import Assignment, Tokens, overlay
 
 
@@ -47,12 +48,18 @@ class Experts(nnx.Module):
         ids, weights = overlay(assignments)
         shape = (*rows.token_ids.shape, -1)
         ids = enter(rows, ids.reshape(shape) + 1) - 1  # padding enters as 0
+        axis = split_over(self.gate, "expert")
+        if axis_size(axis) > 1:
+            weights = enter(rows, weights.reshape(shape))
+            room, most = load.room(self.pools, gate.shape[0], rows.token_ids.size, limited=not context.causal)
+            y = exchanged_feed_forward(x, ids, weights, (gate, up, down), axis=axis, room=room, most=most)
+            return sum_over(y, split_over(self.down, "ffn")), found
         layout = align_rows(ids, gate.shape[0], max_pairs=None if context.causal else self._most(rows))
         y = grouped_feed_forward(group_rows(x, layout), gate, up, down, layout)
         if any(_learns(pool) for pool in self.pools):  # the others' weights are 1
             weights = group_pairs(enter(rows, weights.reshape(shape)), layout)
             y = (y * weights[:, None]).astype(y.dtype)
-        return sum_over(ungroup_rows(y, layout), "tensor"), found
+        return sum_over(ungroup_rows(y, layout), split_over(self.down, "ffn")), found
 
     def _most(self, rows: Rows) -> int:
         """How many pairs of a token and an expert there can be: every pool's rate holds for its own tokens only."""
@@ -86,7 +93,7 @@ class Experts(nnx.Module):
             elif isinstance(kind, TokenChoice):
                 assigned = token_choice.assign(own, kind, limited=not context.causal)
             elif isinstance(kind, AverageKey):
-                keys = _average_keys(gate[pool.first : pool.first + kind.experts])
+                keys = self._average_keys(gate)[pool.first : pool.first + kind.experts]
                 own = in_blocks(leave(rows, _float32_product(x, keys.T)))
                 assigned = token_choice.assign_unweighted(Tokens(own, mine, pool.first), kind.top_k)
             else:
@@ -96,14 +103,14 @@ class Experts(nnx.Module):
             reports.append(Report(assigned.loss, jnp.zeros((), jnp.float32), _statistics(pool, assigned, mine)))
         return assignments, report.merge(*reports)
 
+    def _average_keys(self, gate: Float[Array, "e D F"]) -> Float[Array, "E D"]:
+        """The mean of each expert's gate columns, whatever devices have them; carries no gradient."""
+        keys = jnp.mean(jax.lax.stop_gradient(gate).astype(jnp.float32), axis=-1)
+        columns = split_over(self.gate, "ffn")
+        return gather(sum_over(keys, columns) / axis_size(columns), split_over(self.gate, "expert"), 0)
+
     def _scores(self, x: Float[Array, "P D"]) -> Float[Array, "P E"]:
         return _float32_product(x, self.router[...])
-
-
-def _average_keys(gate: Float[Array, "E D F"]) -> Float[Array, "E D"]:
-    """The mean of each expert's gate columns, those on other devices included; carries no gradient."""
-    keys = jnp.mean(jax.lax.stop_gradient(gate).astype(jnp.float32), axis=-1)
-    return sum_over(keys, "tensor") / axis_size("tensor")
 
 
 def _float32_product(x, weights):

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kernels_pallas.grouped_matmul import grouped_feed_forward
-from mot_jax.nn.parameters import grouped, use, weight
+from mot_jax.nn.parameters import grouped, split_over, use, weight
 from mot_jax.nn.rows import Rows
 from mot_jax.parallel.collectives import sum_over
 
@@ -27,4 +27,4 @@ class FeedForward(nnx.Module):
             y = (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
         else:
             y = grouped_feed_forward(x, gate, up, down, rows.layout)
-        return sum_over(y, "tensor")
+        return sum_over(y, split_over(self.down, "ffn"))

@@ -12,10 +12,10 @@ from mot_jax.config import Model, group_names
 from mot_jax.config.memory import key_dim, value_dim
 from mot_jax.nn.context import Context
 from mot_jax.nn.norm import Norm, unit
-from mot_jax.nn.parameters import grouped, uniform, use, weight
+from mot_jax.nn.parameters import grouped, split_over, uniform, use, weight
 from mot_jax.nn.report import Report, nothing
 from mot_jax.nn.rows import Rows, project
-from mot_jax.parallel.collectives import gather, sum_over
+from mot_jax.parallel.collectives import gather, shard_offset, sum_over
 
 
 class Memory(nnx.Module):
@@ -34,6 +34,7 @@ class Memory(nnx.Module):
         dim, width = model.dim, value_dim(memory, model.dim)
         key_width = key_dim(memory, dim)
         self.memory, self.half, self.epsilon = memory, key_width // 2, model.norm_epsilon
+        self.width = width
         queries, keys = memory.heads * key_width, (memory.heads, 2, memory.num_keys, self.half)
         # Xavier's bound, and that of the paper's implementation for keys.
         self.query = uniform(rngs, *grouped(groups, (dim, queries), ("embed", None)), (6 / (dim + queries)) ** 0.5)
@@ -56,10 +57,11 @@ class Memory(nnx.Module):
         y = context.recall(context.layer, *reads).astype(x.dtype)
         report = dataclasses.replace(nothing(), reads=reads)
         if not self.memory.gated:
-            return gather(y, "tensor", 1), report  # zero where nothing was read
+            return _columns(y, self.width), report  # zero where nothing was read
         gate, down = use(self.gate, x.dtype), use(self.down, x.dtype)
+        y = _columns(y, gate.shape[-1])
         gated = (y * jax.nn.silu(project(rows, x, gate).astype(jnp.float32))).astype(x.dtype)
-        return sum_over(project(rows, gated, down), "tensor"), report
+        return sum_over(project(rows, gated, down), split_over(self.down, "ffn")), report
 
     def _best(self, x, rows: Rows) -> tuple[Float[Array, "P H k"], Int[Array, "P H k"]]:
         """Scores, float32, and numbers of the best keys."""
@@ -81,6 +83,13 @@ class Memory(nnx.Module):
 
         found = jax.lax.map(one, (tiles, rows.layout.tile_groups))
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+
+def _columns(y: Float[Array, "P a"], width: int) -> Float[Array, "P b"]:
+    """This many columns of values: all of those that the tensor axis splits, or this device's part of what is whole."""
+    if y.shape[1] > width:
+        return jax.lax.dynamic_slice_in_dim(y, shard_offset("tensor", width), width, axis=1)
+    return gather(y, "tensor", 1) if y.shape[1] < width else y
 
 
 def _flat(x: Array) -> Array:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from mot_jax.parallel.collectives import gather
-from mot_jax.parallel.rules import RULES
+from mot_jax.config.rules import RULES, Rules, split_in_place
+from mot_jax.parallel.rules import gathered
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], std: float) -> nnx.Param:
@@ -30,9 +30,15 @@ def grouped(groups: int | None, shape: tuple[int, ...], axes: tuple[str | None, 
 
 
 def use(param: nnx.Param, dtype: jnp.dtype) -> Array:
-    """The parameter in the compute dtype, whole along the axes split over fsdp (so what travels is already cast)."""
-    value = param[...].astype(dtype)
-    for index, axis in enumerate(param.get_metadata("axes")):
-        if RULES[axis] == "fsdp":
-            value = gather(value, "fsdp", index)
-    return value
+    """The parameter in the compute dtype, whole along what is not computed in parts (what travels is already cast)."""
+    return gathered(param[...].astype(dtype), param.get_metadata("axes"), _rules(param))
+
+
+def split_over(param: nnx.Param, axis: str) -> str | None:
+    """The mesh axis along which devices compute with their parts of a logical axis; None where all have the whole."""
+    return split_in_place(_rules(param), axis)
+
+
+def _rules(param: nnx.Param) -> Rules:
+    """What `transformer.merge` was told; a module made without it is on one device."""
+    return param.get_metadata("rules", RULES)

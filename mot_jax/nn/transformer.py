@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from mot_jax import config
 from mot_jax.batch import Batch
-from mot_jax.config import Model
+from mot_jax.config import RULES, Model, Rules
+from mot_jax.config.rules import split_in_place
 from mot_jax.nn import blockwise, rotary
 from mot_jax.nn.attention import causal_in_document
 from mot_jax.nn.block import Block, num_groups
@@ -23,7 +24,7 @@ from mot_jax.nn.report import Report
 from mot_jax.nn.rows import Rows, enter, leave, make_rows
 from mot_jax.nn.values import recall_from, tables
 from mot_jax.parallel.collectives import gather
-from mot_jax.parallel.rules import local_shape
+from mot_jax.parallel.rules import gathered, local_shape, partition_spec
 from mot_jax.routing.token_choice import hash_bucket
 
 # "dots" keeps what products made; those of grouped weights and of long attention are loops, and named instead.
@@ -41,12 +42,13 @@ HASH_SALT = 1 << 16  # apart from the layers' own
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """How one forward pass runs: attention, reading memories (None: the model's tables), how routers decide."""
+    """How one forward pass runs: attention, reading memories (None: the model's tables), how routers decide, where."""
 
     attend: Attend
     recall: Recall | None = None
     causal: bool = False
     noise: Noise | None = None
+    rules: Rules = RULES
 
 
 class Transformer(nnx.Module):
@@ -89,7 +91,7 @@ class Transformer(nnx.Module):
         parts = local_blocks(model.selection_groups)
         recall = run.recall
         if recall is None and model.memory is not None:
-            recall = recall_from(model, {name: table[...] for name, table in self.values.items()})
+            recall = recall_from(model, {name: table[...] for name, table in self.values.items()}, run.rules)
 
         def one(graph, layer, index, params, x):
             context = Context(run.attend, recall, layer, index, parts, run.causal, run.noise)
@@ -141,8 +143,17 @@ def compute_dtype(model: Model) -> jnp.dtype:
 
 
 @functools.lru_cache(maxsize=64)
-def _split(model: Model):
-    return nnx.split(nnx.eval_shape(lambda: Transformer(model, nnx.Rngs(params=0))))
+def _split(model: Model, rules: Rules = RULES):
+    """The module without values: (graph, shapes). Its parameters know what they are split over."""
+
+    def make():
+        module = Transformer(model, nnx.Rngs(params=0))
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.Variable):
+                node.set_metadata("rules", rules)
+        return module
+
+    return nnx.split(nnx.eval_shape(make))
 
 
 def init(model: Model, key: Array) -> dict:
@@ -162,8 +173,14 @@ def logical_axes(model: Model) -> dict:
     return nnx.to_pure_dict(state)
 
 
-def merge(model: Model, params: dict) -> Transformer:
-    """The module with these parameters.
+def partition_specs(model: Model, rules: Rules = RULES) -> dict:
+    """The tree of `init` with where each parameter lives, as `jax.shard_map` wants it."""
+    axes = logical_axes(model)
+    return jax.tree.map(lambda names: partition_spec(names, rules), axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def merge(model: Model, params: dict, rules: Rules = RULES) -> Transformer:
+    """The module with these parameters, inside a manual mesh one device's parts by these rules.
 
     Raises:
       ValueError: a parameter is missing, unknown, or of another shape (NNX itself checks none of it).
@@ -172,7 +189,7 @@ def merge(model: Model, params: dict) -> Transformer:
     given = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda leaf: isinstance(leaf, tuple))
     expected = {
-        path_of(path): local_shape(leaf.shape, names)
+        path_of(path): local_shape(leaf.shape, names, rules)
         for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(abstract(model)), axes, strict=True)
     }
     if missing := sorted(expected.keys() - given.keys()):
@@ -182,7 +199,7 @@ def merge(model: Model, params: dict) -> Transformer:
     for name, shape in expected.items():
         if np.shape(given[name]) != shape:
             raise ValueError(f"parameter {name} has shape {np.shape(given[name])}, expected {shape}")
-    return nnx.merge(_split(model)[0], params)
+    return nnx.merge(_split(model, rules)[0], params)
 
 
 def apply(
@@ -193,6 +210,7 @@ def apply(
     causal: bool = False,
     noise: Noise | None = None,
     recall: Recall | None = None,
+    rules: Rules = RULES,
 ) -> tuple[Float[Array, "B S D"], dict[int, Report]]:
     """Hidden states of a packed batch after the final norm, and what each layer reports of its routing.
 
@@ -203,14 +221,15 @@ def apply(
         tokens, and no capacity is limited.
       noise: for routers that want some in training; None adds none.
       recall: reads memories' tables instead of the pass itself; see `Context`.
+      rules: what of a parameter is split over which mesh axis (`config.rules_with`).
     """
     batch = jax.tree.map(jnp.asarray, batch)
 
     def attend(layer: int | None, q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
         return causal_in_document(q, k, v, segment_ids)
 
-    run = Pass(attend, recall, causal, noise)
-    return merge(model, params)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids, run)
+    run = Pass(attend, recall, causal, noise, rules)
+    return merge(model, params, rules)(batch.tokens, batch.modality_ids, batch.positions, batch.segment_ids, run)
 
 
 def forward(
@@ -221,22 +240,26 @@ def forward(
     positions: Int[Array, "B S A"],
     segment_ids: Int[Array, "B S"],
     attend: Attend,
+    rules: Rules = RULES,
 ) -> Float[Array, "B S D"]:
     """Hidden states with attention supplied by the caller, layer by layer; a cache lives in `attend`.
 
-    Routers see no later token and no other row, whatever they do in training.
+    Routers see no later token and no other row, whatever they do in training. Inside a manual mesh `params` are one
+    device's shards, and `attend` is given its heads.
     """
     unrolled = dataclasses.replace(model, scan_layers=False, remat="none")
-    return merge(unrolled, params)(tokens, modality_ids, positions, segment_ids, Pass(attend, causal=True))[0]
+    run = Pass(attend, causal=True, rules=rules)
+    return merge(unrolled, params, rules)(tokens, modality_ids, positions, segment_ids, run)[0]
 
 
-def head_table(model: Model, params: dict, dtype: jnp.dtype) -> Float[Array, "V D"]:
+def head_table(model: Model, params: dict, dtype: jnp.dtype, rules: Rules = RULES) -> Float[Array, "V D"]:
     """The output table in the compute dtype; inside a manual mesh this device's part of the vocabulary."""
     table = params["embedding" if model.tied_head else "head"]["table"]
-    return gather(table.astype(dtype), "fsdp", 1)
+    return gathered(table.astype(dtype), ("vocab", "embed"), rules)
 
 
-def logits(model: Model, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+def logits(model: Model, params: dict, hidden: Float[Array, "... D"], rules: Rules = RULES) -> Float[Array, "... V"]:
     """float32 logits over the whole vocabulary; for the few positions being sampled, not for training."""
-    table = head_table(model, params, hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    table = head_table(model, params, hidden.dtype, rules)
+    found = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return gather(found, split_in_place(rules, "vocab"), found.ndim - 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
-from mot_jax.config import Model
+from mot_jax.config import RULES, Model, Rules
 from mot_jax.config.memory import Memory, table_shape, value_dim
 from mot_jax.nn.context import Recall
 from mot_jax.parallel.value_exchange import read
@@ -25,10 +25,11 @@ def tables(model: Model, rngs: nnx.Rngs) -> nnx.Dict:
     return nnx.Dict({name: table() for name in dict.fromkeys(map(memory.table_of, memory.layers))})
 
 
-def recall_from(model: Model, values: dict, *, constant: bool = False) -> Recall:
+def recall_from(model: Model, values: dict, rules: Rules = RULES, *, constant: bool = False) -> Recall:
     """How layers read these tables; inside a manual mesh they are one device's parts. `constant`: without gradients."""
 
     def recall(layer: int, rows: Int32[Array, "P K"], weights: Float32[Array, "P K"]) -> Float[Array, "P Dv"]:
-        return read(jnp.asarray(values[model.memory.table_of(layer)]), rows, weights, constant=constant)
+        table = jnp.asarray(values[model.memory.table_of(layer)])
+        return read(table, rows, weights, rules["value_row"], constant=constant)
 
     return recall

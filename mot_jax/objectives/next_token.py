@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mot_jax.batch import Batch
-from mot_jax.config import Model
+from mot_jax.config import RULES, Model, Rules
+from mot_jax.config.rules import split_in_place
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Noise, Recall
 from mot_jax.nn.report import Metrics
@@ -47,14 +48,15 @@ def loss_sum(
     causal: bool = False,
     noise: Noise | None = None,
     recall: Recall | None = None,
+    rules: Rules = RULES,
 ) -> tuple[Float[Array, ""], Metrics, Routing]:
     """This device's numerator of the objective, the sums and counts of its metrics, and what its layers add.
 
-    `causal`, `noise` and `recall` are `transformer.apply`'s. Metrics: "loss" and "loss/<modality>" are plain
+    `causal`, `noise`, `recall` and `rules` are `transformer.apply`'s. Metrics: "loss" and "loss/<modality>" are plain
     cross-entropy in nats over target tokens, by the target's modality; "modality_tokens/<modality>" counts input
     tokens; "router/<layer>/..." is what a layer reports of its routing.
     """
-    hidden, reports = transformer.apply(model, params, batch, causal=causal, noise=noise, recall=recall)
+    hidden, reports = transformer.apply(model, params, batch, causal=causal, noise=noise, recall=recall, rules=rules)
     weights_of = modality_weights or {}
     by_modality = np.asarray([weights_of.get(name, 1.0) for name in vocabulary.names], np.float32)
     targets = batch.targets.reshape(-1)
@@ -62,10 +64,11 @@ def loss_sum(
     loss_weights = batch.loss_weights.reshape(-1)
     total, nll = cross_entropy(
         hidden.reshape(-1, hidden.shape[-1]),
-        transformer.head_table(model, params, hidden.dtype),
+        transformer.head_table(model, params, hidden.dtype, rules),
         targets,
         loss_weights * jnp.asarray(by_modality)[target_modality],
         z_loss,
+        split_in_place(rules, "vocab"),
     )
     counted = loss_weights > 0
     metrics = {"loss": (jnp.sum(nll * counted), jnp.sum(counted, dtype=jnp.float32))}

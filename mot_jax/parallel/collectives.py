@@ -7,34 +7,31 @@ devices' outputs, so a value that several devices hold in common is divided by t
 import jax
 from jaxtyping import Array
 
-BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are split over all three
-AXES = (*BATCH_AXES, "tensor")
 
-
-def axis_size(name: str) -> int:
-    """Devices along a mesh axis; 1 outside a manual mesh."""
+def axis_size(name: str | None) -> int:
+    """Devices along a mesh axis; 1 along None and outside a manual mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[name] if name in mesh.manual_axes else 1
 
 
-def sum_over(x, names: str | tuple[str, ...]):
+def sum_over(x, names: str | tuple[str, ...] | None):
     """Sum of a tree over mesh axes."""
-    names = tuple(n for n in ((names,) if isinstance(names, str) else names) if axis_size(n) > 1)
+    names = tuple(n for n in (names if isinstance(names, tuple) else (names,)) if axis_size(n) > 1)
     return jax.lax.psum(x, names) if names else x
 
 
-def max_over(x: Array, name: str) -> Array:
+def max_over(x: Array, name: str | None) -> Array:
     """Maximum over one mesh axis; carries no gradient."""
     x = jax.lax.stop_gradient(x)
     return jax.lax.pmax(x, name) if axis_size(name) > 1 else x
 
 
-def gather(x: Array, name: str, axis: int) -> Array:
+def gather(x: Array, name: str | None, axis: int) -> Array:
     """Joins the shards of array axis `axis`; its gradient is a reduce-scatter."""
     return jax.lax.all_gather(x, name, axis=axis, tiled=True) if axis_size(name) > 1 else x
 
 
-def shard_offset(name: str, shard_size: int) -> Array | int:
+def shard_offset(name: str | None, shard_size: int) -> Array | int:
     """Index of this device's first entry along an axis split in shards of `shard_size`."""
     return jax.lax.axis_index(name) * shard_size if axis_size(name) > 1 else 0
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mot_jax.config import Parallel
+from mot_jax.config import RULES, Parallel, Rules
+from mot_jax.config.rules import AXES, BATCH_AXES
 from mot_jax.errors import ConfigError
-from mot_jax.parallel.collectives import AXES, BATCH_AXES
-from mot_jax.parallel.rules import RULES, partition_spec
+from mot_jax.parallel.rules import partition_spec
 
 
 def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,22 +32,31 @@ def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def shardings(shapes: dict, axes: dict, mesh: Mesh) -> dict:
+def shardings(shapes: dict, axes: dict, mesh: Mesh, rules: Rules = RULES) -> dict:
     """A NamedSharding for every parameter of a tree of shapes and its tree of logical axes.
 
     Raises:
-      ConfigError: a parameter's dimension is not divided by its mesh axis; names both.
+      ConfigError: a mesh axis does not divide a parameter's dimension, or would divide two of them; names both.
     """
 
     def one(path, leaf, axes):
+        name, along = "/".join(str(key.key) for key in path), {}
         for size, axis in zip(leaf.shape, axes, strict=True):
-            mesh_axis = RULES[axis]
-            if mesh_axis and size % mesh.shape[mesh_axis]:
-                name = "/".join(str(key.key) for key in path)
+            mesh_axis = rules[axis]
+            if mesh_axis is None:
+                continue
+            if size % mesh.shape[mesh_axis]:
                 raise ConfigError(
-                    f"Parallel.{mesh_axis}: {mesh.shape[mesh_axis]} does not divide {axis} = {size} of parameter {name}"
+                    f"Parallel.{mesh_axis}: {mesh.shape[mesh_axis]} does not divide {axis} = {size} of parameter "
+                    f'{name}; Parallel.rules = {{"{axis}": None}} would leave it whole on each device'
                 )
-        return NamedSharding(mesh, partition_spec(axes))
+            if mesh_axis in along:
+                raise ConfigError(
+                    f"Parallel.rules: both {along[mesh_axis]} and {axis} of parameter {name} over {mesh_axis!r}; "
+                    "expected another axis for one of them, or None"
+                )
+            along[mesh_axis] = axis
+        return NamedSharding(mesh, partition_spec(axes, rules))
 
     return jax.tree_util.tree_map_with_path(one, shapes, axes)
 

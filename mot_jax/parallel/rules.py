@@ -1,30 +1,27 @@
-"""Logical axes of parameters and the mesh axes they are split over."""
+"""From a parameter's logical axes to where it lives and what of it is gathered, by a table of `config/rules.py`."""
 
 from jax.sharding import PartitionSpec
+from jaxtyping import Array
 
-from mot_jax.parallel.collectives import axis_size
+from mot_jax.config.rules import RULES, Rules, split_in_place
+from mot_jax.parallel.collectives import axis_size, gather
 
-RULES: dict[str | None, str | None] = {
-    "embed": "fsdp",
-    "kv_heads": "tensor",
-    "ffn": "tensor",
-    "vocab": "tensor",
-    "group": None,
-    "expert": None,
-    "norm": None,
-    "value_row": "fsdp",  # of a memory's table: whose tokens read whose rows is exchanged, the table stays
-    "value_column": "tensor",
-    None: None,
-}
+Axes = tuple[str | None, ...]
 
 
-def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+def partition_spec(axes: Axes, rules: Rules = RULES) -> PartitionSpec:
     """Where a parameter with these logical axes lives."""
-    return PartitionSpec(*(RULES[axis] for axis in axes))
+    return PartitionSpec(*(rules[axis] for axis in axes))
 
 
-def local_shape(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[int, ...]:
+def local_shape(shape: tuple[int, ...], axes: Axes, rules: Rules = RULES) -> tuple[int, ...]:
     """The shape one device holds; the shape itself outside a manual mesh."""
-    return tuple(
-        size // axis_size(RULES[axis]) if RULES[axis] else size for size, axis in zip(shape, axes, strict=True)
-    )
+    return tuple(size // axis_size(rules[axis]) for size, axis in zip(shape, axes, strict=True))
+
+
+def gathered(value: Array, axes: Axes, rules: Rules = RULES) -> Array:
+    """Whole along the axes that no device computes with a part of."""
+    for index, axis in enumerate(axes):
+        if not split_in_place(rules, axis):
+            value = gather(value, rules[axis], index)
+    return value

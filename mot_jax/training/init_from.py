@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mot_jax.config import Model, Pool, expand, pools
+from mot_jax.config import RULES, Model, Pool, Rules, expand, pools
 from mot_jax.config.experts import AverageKey
 from mot_jax.errors import CheckpointError
 from mot_jax.nn import transformer
@@ -20,7 +20,7 @@ from mot_jax.training.state import parameter_shardings
 NEW = ("router", "auxiliary", "memory", "values")  # in the paths of parameters that the source may lack
 
 
-def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, int, dict, dict]:
+def init_from(source: str, model: Model, mesh: Mesh, seed: int, rules: Rules = RULES) -> tuple[dict, int, dict, dict]:
     """(parameters of `model` on the mesh, the step they are of, the checkpoint's meta, where its data stood).
 
     A stored parameter without the group axis that the model's has is copied into every group, which computes the same
@@ -35,7 +35,7 @@ def init_from(source: str, model: Model, mesh: Mesh, seed: int) -> tuple[dict, i
       CheckpointError: no checkpoint, or a parameter that is missing, left over, or of a shape that fits neither way.
     """
     directory, step = split_step(source)
-    shardings, axes = parameter_shardings(model, mesh), transformer.logical_axes(model)
+    shardings, axes = parameter_shardings(model, mesh, rules), transformer.logical_axes(model)
     with Checkpoints(epath.Path(directory) / CHECKPOINTS) as checkpoints:
 
         def load(step: int) -> tuple[dict, int, dict, dict]:
@@ -87,7 +87,8 @@ def _stored_form(
         raise CheckpointError(f"{where}: copies of {name} would have equal average keys, and most never a token")
     if shape not in forms:
         raise CheckpointError(f"{where}: parameter {name} has shape {shape}, expected {' or '.join(map(str, forms))}")
-    spec = sharding.spec[1:] if len(shape) < len(leaf.shape) else sharding.spec
+    # A group's copy or a pool's is small beside the stack: whole along it, split as the stack along the others.
+    spec = sharding.spec[1:] if len(shape) < len(leaf.shape) else (None, *sharding.spec[1:])
     return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
 

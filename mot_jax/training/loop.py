@@ -40,7 +40,7 @@ from mot_jax.training.router_picture import draw_routers
 from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
 from mot_jax.training.step import make_loss_eval, make_train_step
 from mot_jax.training.steps import Job, Loop, Start, digests
-from mot_jax.training.table_memory import check_table_fits, table_parts
+from mot_jax.training.table_memory import check_table_fits
 from mot_jax.training.writers import MetricsFile, TensorBoard, read_metrics
 
 
@@ -69,7 +69,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     vocabulary = dataset.vocabulary
     run = dataclasses.replace(run, model=config.resolve(run.model, vocabulary.names, vocabulary.size))
     _check_names(run)
-    mesh = make_mesh(run.parallel)
+    mesh, rules = make_mesh(run.parallel), config.rules_with(run.parallel.rules)
     check_table_fits(run, mesh)
     tx, schedule = make_optimizer(run.optimizer, run.train.steps, run.train.only)
     train_step, loss_eval = make_train_step(run, vocabulary, mesh, tx), make_loss_eval(run, vocabulary, mesh)
@@ -86,7 +86,8 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
             Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
         )
         if continues:
-            start = _restored(checkpoints, abstract_state(run.model, tx, mesh, run.train.only), fingerprint)
+            state = abstract_state(run.model, tx, mesh, rules, only=run.train.only)
+            start = _restored(checkpoints, state, fingerprint)
             stream.restore(start.data_state)
         else:
             state, data_state = _initial_state(run, tx, mesh, dataset, fingerprint, note)
@@ -98,7 +99,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         copy_artifacts(place, directory / run_directory.ARTIFACTS)
         _introduce(run, directory, start.step if continues else None, mesh.devices.flat[0].platform, console)
         evaluates, drawing = _shows(dataset, note)
-        generates = _can_generate(run, mesh, directory, note)
+        generates = _can_generate(run, directory, note)
         metrics = stack.enter_context(MetricsFile(directory / run_directory.METRICS, start.step))
         board = stack.enter_context(TensorBoard(directory / run_directory.TENSORBOARD, start.step, note))
         batches = stack.enter_context(Prefetch(stream, run.data.prefetch))
@@ -175,16 +176,17 @@ def _initial_state(
     run: Run, tx, mesh: Mesh, dataset: Dataset, fingerprint: str, note: Callable[[str], None]
 ) -> tuple[TrainState, dict | None]:
     """A new state, its parameters random or another run's; and where the data goes on, None for the beginning."""
+    rules = config.rules_with(run.parallel.rules)
     if run.train.init_from is None:
-        return init_state(run.model, tx, mesh, run.train.seed), None
-    params, step, meta, data_state = init_from(run.train.init_from, run.model, mesh, run.train.seed)
+        return init_state(run.model, tx, mesh, run.train.seed, rules), None
+    params, step, meta, data_state = init_from(run.train.init_from, run.model, mesh, run.train.seed, rules)
     note(f"parameters of {run.train.init_from}, step {step}")
     if run.train.keep_data:
         check_same_stream(meta["data"], fingerprint)
     if meta["artifacts"] != digests(dataset):
         note(f"{run.train.init_from} has other codecs than this data: its token ids may mean other things")
     only = run.train.only
-    shardings = state_shardings(run.model, tx, mesh, only)
+    shardings = state_shardings(run.model, tx, mesh, rules, only=only)
     make = jax.jit(lambda params: fresh_state(params, tx, only), out_shardings=shardings)
     return make(params), data_state if run.train.keep_data else None
 
@@ -200,10 +202,8 @@ def _shows(dataset: Dataset, note: Callable[[str], None]) -> tuple[bool, bool]:
     return held_out, drawing
 
 
-def _can_generate(run: Run, mesh: Mesh, directory: epath.Path, note: Callable[[str], None]) -> bool:
+def _can_generate(run: Run, directory: epath.Path, note: Callable[[str], None]) -> bool:
     reason = cannot_generate(run.model, directory)
-    if run.model.memory is not None and (parts := table_parts(mesh)) > 1:
-        reason = f"the memory's table is split over {parts} devices, and one device generates"
     if reason and (run.train.sample_every or run.train.task_every):
         note(f"no sample pictures, no tasks: {reason}")
     return reason is None

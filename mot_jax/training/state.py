@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mot_jax.config import Model
+from mot_jax.config import RULES, Model, Rules
 from mot_jax.nn import transformer
 from mot_jax.parallel.mesh import like_parameters, replicated, shardings
 from mot_jax.training import values
@@ -30,9 +30,9 @@ class TrainState:
     skipped: Any
 
 
-def parameter_shardings(model: Model, mesh: Mesh) -> dict:
+def parameter_shardings(model: Model, mesh: Mesh, rules: Rules = RULES) -> dict:
     """A NamedSharding for every parameter; raises ConfigError where a mesh axis does not divide a dimension."""
-    return shardings(transformer.abstract(model), transformer.logical_axes(model), mesh)
+    return shardings(transformer.abstract(model), transformer.logical_axes(model), mesh, rules)
 
 
 def init_optimizer(params: dict, tx: optax.GradientTransformation, only: str | None = None) -> Any:
@@ -52,9 +52,11 @@ def split_values(params: dict) -> tuple[dict, dict]:
     return {k: v for k, v in params.items() if k != "values"}, {"values": params["values"]}
 
 
-def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh, only: str | None = None) -> TrainState:
+def state_shardings(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES, *, only: str | None = None
+) -> TrainState:
     """The state's tree of shardings; optimizer moments lie where their parameters do."""
-    params = parameter_shardings(model, mesh)
+    params = parameter_shardings(model, mesh, rules)
     shapes = transformer.abstract(model)
     opt_state = like_parameters(jax.eval_shape(lambda p: init_optimizer(p, tx, only), shapes), shapes, params, mesh)
     counter = replicated(mesh)
@@ -68,19 +70,24 @@ def fresh_state(params: dict, tx: optax.GradientTransformation, only: str | None
     return TrainState(params=params, opt_state=opt_state, step=zero, bad_steps=zero, skipped=zero)
 
 
-def init_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+def init_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, seed: int, rules: Rules = RULES
+) -> TrainState:
     """A new state, made where it will live; the values do not depend on the mesh."""
     make = jax.jit(
-        lambda key: fresh_state(transformer.init(model, key), tx), out_shardings=state_shardings(model, tx, mesh)
+        lambda key: fresh_state(transformer.init(model, key), tx),
+        out_shardings=state_shardings(model, tx, mesh, rules),
     )
     return make(jax.random.key(seed))
 
 
-def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh, only: str | None = None) -> TrainState:
+def abstract_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES, *, only: str | None = None
+) -> TrainState:
     """The state as shapes with shardings: what a checkpoint is restored into."""
     shapes = jax.eval_shape(lambda params: fresh_state(params, tx, only), transformer.abstract(model))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_shardings(model, tx, mesh, only),
+        state_shardings(model, tx, mesh, rules, only=only),
     )

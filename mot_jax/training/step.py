@@ -10,25 +10,20 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from mot_jax.batch import Batch
-from mot_jax.config import Model, Run, expand, pools, sees_future, selects
+from mot_jax.config import Model, Run, expand, pools, rules_with, sees_future, selects
 from mot_jax.config.experts import ExpertChoice
+from mot_jax.config.rules import AXES, BATCH_AXES
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.nn.context import Noise, first_block
 from mot_jax.nn.report import Metrics
 from mot_jax.objectives.next_token import loss_sum, target_count
-from mot_jax.parallel.collectives import AXES, BATCH_AXES, axis_size, sum_over
+from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
-from mot_jax.parallel.rules import partition_spec
 from mot_jax.training import table_gradients, values
 from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
 from mot_jax.training.table_gradients import recall_with, taps
 from mot_jax.vocabulary import Vocabulary
-
-
-def _parameter_specs(model: Model) -> dict:
-    axes = transformer.logical_axes(model)
-    return jax.tree.map(partition_spec, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
 def rows_only(run: Run, mesh: Mesh) -> bool:
@@ -47,7 +42,7 @@ def gradients(
     Microbatches are runs of this device's rows; the count they are divided by is the whole step's, taken first.
     Gradients of memory tables are float32, or with `by_row` a `RowsGradient` each.
     """
-    model, train = run.model, run.train
+    model, train, rules = run.model, run.train, rules_with(run.parallel.rules)
     blocks = model.selection_groups * train.accumulation * axis_size("tensor")
     # Auxiliary routers learn what is selected without noise.
     noisy = train.only is None and _has_noise(model)
@@ -66,7 +61,8 @@ def gradients(
             z_loss=train.z_loss,
             modality_weights=train.modality_weights,
             noise=noise,
-            recall=recall_with(model, tables, taps) if taps else None,
+            recall=recall_with(model, rules, tables, taps) if taps else None,
+            rules=rules,
         )
         loss = (total + routing.auxiliary) / count + routing.balance / blocks
         if train.only == "auxiliary_routers":
@@ -75,7 +71,7 @@ def gradients(
 
     micro = jax.tree.map(lambda x: x.reshape(train.accumulation, -1, *x.shape[1:]), batch)
     first = jax.tree.map(lambda x: x[0], micro)
-    zeros = taps(model, jax.eval_shape(objective, trained, {}, first, 0)[1][1]) if tables else {}
+    zeros = taps(model, rules, jax.eval_shape(objective, trained, {}, first, 0)[1][1]) if tables else {}
 
     def one(microbatch, number):
         """(what adds up over microbatches, what does not)"""
@@ -83,7 +79,7 @@ def gradients(
             trained, zeros, microbatch, number
         )
         if tables and not by_row:
-            grads["values"] = table_gradients.whole(model, tables, d_taps, reads)
+            grads["values"] = table_gradients.whole(model, rules, tables, d_taps, reads)
         return (grads, metrics), (d_taps, reads) if by_row else ()
 
     if train.accumulation == 1:
@@ -93,7 +89,9 @@ def gradients(
 
         def add(carry, microbatch):
             added, read = one(*microbatch)
-            return jax.tree.map(jnp.add, carry, added), read
+            # The compiler would move sums over devices out of the loop, past this addition: whole gradients would be
+            # carried, and libtpu of jax 0.10.2 fails over it (RET_CHECK in while_loop_all_reduce_code_motion).
+            return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(added)), read
 
         numbers = jnp.arange(train.accumulation, dtype=jnp.int32)
         (grads, metrics), read = jax.lax.scan(add, start, (micro, numbers))
@@ -103,7 +101,7 @@ def gradients(
     def reduce(grad, spec):
         return sum_over(grad, tuple(axis for axis in AXES if axis not in spec))
 
-    specs = _parameter_specs(model)
+    specs = transformer.partition_specs(model, rules)
     if by_row:  # on one device
         return {**grads, "values": table_gradients.by_row(model, *read)}, _sum_metrics(metrics)
     grads = jax.tree.map(reduce, grads, specs)
@@ -151,7 +149,8 @@ def make_train_step(
       ConfigError: the rows do not divide over devices and microbatches, or a parameter over its mesh axis.
     """
     check_rows(run, mesh)
-    specs, by_row = _parameter_specs(run.model), rows_only(run, mesh)
+    rules = rules_with(run.parallel.rules)
+    specs, by_row = transformer.partition_specs(run.model, rules), rows_only(run, mesh)
     sharded_gradients = jax.shard_map(
         lambda params, batch, step: gradients(run, vocabulary, params, batch, step, by_row),
         mesh=mesh,
@@ -199,7 +198,7 @@ def make_train_step(
         metrics["bad_steps"] = (new.bad_steps.astype(jnp.float32), one)
         return new, metrics
 
-    placed = state_shardings(run.model, tx, mesh, run.train.only)
+    placed = state_shardings(run.model, tx, mesh, rules, only=run.train.only)
     return jax.jit(
         step,
         in_shardings=(placed, batch_sharding(mesh)),
@@ -215,18 +214,18 @@ def make_loss_eval(
 
     `causal`: with auxiliary routers in place of what would see later tokens. No token is dropped for want of capacity.
     """
-    causal = causal or not sees_future(run.model)
+    causal, rules = causal or not sees_future(run.model), rules_with(run.parallel.rules)
     # The batch is a whole step's: blocks are as large as in training's microbatches.
     model = dataclasses.replace(run.model, selection_groups=run.model.selection_groups * run.train.accumulation)
     evaluate = jax.shard_map(
-        lambda params, batch: _sum_metrics(loss_sum(model, params, batch, vocabulary, causal=causal)[1]),
+        lambda params, batch: _sum_metrics(loss_sum(model, params, batch, vocabulary, causal=causal, rules=rules)[1]),
         mesh=mesh,
-        in_specs=(_parameter_specs(run.model), PartitionSpec(BATCH_AXES)),
+        in_specs=(transformer.partition_specs(run.model, rules), PartitionSpec(BATCH_AXES)),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
     return jax.jit(
         evaluate,
-        in_shardings=(parameter_shardings(run.model, mesh), batch_sharding(mesh)),
+        in_shardings=(parameter_shardings(run.model, mesh, rules), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

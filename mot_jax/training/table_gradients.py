@@ -10,35 +10,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 from kernels_pallas.embedding_bag import RowsGradient, embedding_bag_rows_gradient
-from mot_jax.config import Model
+from mot_jax.config import Model, Rules
 from mot_jax.config.memory import value_dim
 from mot_jax.nn.context import Recall
 from mot_jax.nn.values import recall_from
 from mot_jax.parallel.collectives import axis_size
-from mot_jax.parallel.rules import RULES
 from mot_jax.parallel.value_exchange import table_gradient
 
 Reads = dict[int, tuple[Any, Any]]  # layer -> rows [..., P, K], weights [..., P, K]; arrays or their shapes
 
 
-def taps(model: Model, reads: Reads) -> dict[int, Array]:
+def taps(model: Model, rules: Rules, reads: Reads) -> dict[int, Array]:
     """The zeros, for reads of these shapes: of the columns that this device holds."""
-    width = value_dim(model.memory, model.dim) // axis_size(RULES["value_column"])
+    width = value_dim(model.memory, model.dim) // axis_size(rules["value_column"])
     return {layer: jnp.zeros((*rows.shape[:-1], width), model.memory.dtype) for layer, (rows, _) in reads.items()}
 
 
-def recall_with(model: Model, tables: dict, taps: dict[int, Array]) -> Recall:
+def recall_with(model: Model, rules: Rules, tables: dict, taps: dict[int, Array]) -> Recall:
     """Reads the tables, which get no gradient, and adds the zeros."""
-    recall = recall_from(model, tables, constant=True)
+    recall = recall_from(model, tables, rules, constant=True)
     return lambda layer, rows, weights: recall(layer, rows, weights) + taps[layer]
 
 
-def whole(model: Model, tables: dict, d_taps: dict[int, Array], reads: Reads) -> dict[str, Float32[Array, "N C w"]]:
+def whole(
+    model: Model, rules: Rules, tables: dict, d_taps: dict[int, Array], reads: Reads
+) -> dict[str, Float32[Array, "N C w"]]:
     """Of this device's part of each table, all layers that read it together."""
     found = {name: jnp.zeros(table.shape, jnp.float32) for name, table in tables.items()}
     for layer, dy in d_taps.items():
         name = model.memory.table_of(layer)
-        found[name] += table_gradient(tables[name].shape, *reads[layer], dy)
+        found[name] += table_gradient(tables[name].shape, *reads[layer], dy, rules["value_row"])
     return found
 
 

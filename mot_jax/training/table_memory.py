@@ -6,11 +6,11 @@ import os
 import jax
 from jax.sharding import Mesh
 
-from mot_jax.config import Model, Run
+from mot_jax.config import Model, Rules, Run, rules_with
 from mot_jax.config.memory import table_shape, value_dim
 from mot_jax.errors import ConfigError
-from mot_jax.parallel.rules import RULES
 
+SPLIT = ("value_row", "value_column")
 MOMENTS, GRADIENT = 8, 4  # bytes an entry: two float32, and one
 
 
@@ -33,13 +33,15 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
     moments = 0 if run.train.only else MOMENTS  # frozen tables have none
     entry = _stored(run.model) + moments + (0 if by_row else GRADIENT)
     total = tables * _entries(run.model) * entry
-    parts = table_parts(mesh)
+    rules = rules_with(run.parallel.rules)
+    parts = table_parts(mesh, rules)
+    over = " x ".join(rules[axis] for axis in SPLIT if rules[axis]) or "rules"
     if (each := total / parts) > room:
         pieces = math.prod(table_shape(memory, run.model.dim)[:2])  # into as many it can be divided at most
         enough = next(n for n in range(math.ceil(total / room), pieces + 1) if pieces % n == 0)
         raise ConfigError(
             f"Memory.num_keys: {memory.num_values:,} values of {value_dim(memory, run.model.dim):,} with gradients "
-            f"and moments take {_gib(total)}, so {_gib(each)} on each of {parts} devices (Parallel.fsdp x tensor) of "
+            f"and moments take {_gib(total)}, so {_gib(each)} on each of {parts} devices (Parallel.{over}) of "
             f"{_gib(room)}; expected at least {enough} devices"
         )
 
@@ -58,9 +60,9 @@ def check_table_loads(model: Model, device: jax.Device) -> None:
         )
 
 
-def table_parts(mesh: Mesh) -> int:
+def table_parts(mesh: Mesh, rules: Rules) -> int:
     """Devices over which a table is split."""
-    return math.prod(mesh.shape[RULES[axis]] for axis in ("value_row", "value_column"))
+    return math.prod(mesh.shape[rules[axis]] for axis in SPLIT if rules[axis])
 
 
 def device_bytes(device: jax.Device) -> int | None:

@@ -101,3 +101,13 @@ def test_proposals(tmp_path):
             run = changed
     assert tried[:3] == ["Model.remat", "Model.remat", "Train.accumulation"]
     assert (run.model.remat, run.train.accumulation, run.parallel.tensor) == ("full", 2, 2)
+
+
+@installed
+def test_microbatches_of_split_experts_compile(tmp_path):
+    """The compiler once failed over sums that it moved out of the loop over microbatches; experts have their own."""
+    experts = "Model.feed_forward = @TokenChoice()\nTokenChoice.experts = 4\nModel.num_layers = 1\n"
+    config = f"{SMALL}{experts}Model.untied = ()\nModel.selection_groups = 4\nParallel.fsdp = 1\nParallel.expert = 2\n"
+    done = train(tmp_path, "--aot", "v5e:2x2", "--gin.Train.accumulation=2", config=config)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "all-to-all" in done.stdout

@@ -95,7 +95,7 @@ def test_frozen_tables_have_no_moments(rng):
     run = small_run(model, 8, 24, steps=STEPS, only="auxiliary_routers")
     mesh = make_mesh(Parallel(), jax.devices()[:1])
     tx, _ = make_optimizer(run.optimizer, STEPS, run.train.only)
-    state = abstract_state(model, tx, mesh, run.train.only)
+    state = abstract_state(model, tx, mesh, only=run.train.only)
     table = state.params["values"]["shared"]
     assert "values" not in state.opt_state
     assert all(leaf.shape != table.shape for leaf in jax.tree.leaves(state.opt_state))

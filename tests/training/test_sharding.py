@@ -1,4 +1,4 @@
-"""8 devices (data 2, fsdp 2, tensor 2) give one device's losses and gradients, and no collective moves all tokens."""
+"""8 devices on several meshes give one device's losses and gradients, and no collective moves all tokens."""
 
 import dataclasses
 import math
@@ -9,18 +9,22 @@ import numpy as np
 import optax
 import pytest
 
-from mot_jax.config import Block, Optimizer, Parallel, ValuesOptimizer
+from mot_jax.config import Block, FrozenMapping, Optimizer, Parallel, ValuesOptimizer, rules_with
 from mot_jax.config.experts import AverageKey, Depth, ExpertChoice, TokenChoice
 from mot_jax.config.memory import Memory
 from mot_jax.errors import ConfigError
 from mot_jax.nn import transformer
 from mot_jax.parallel import value_exchange
 from mot_jax.parallel.mesh import batch_sharding, make_mesh
+from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.state import abstract_state, init_state, parameter_shardings
 from mot_jax.training.step import make_train_step
 from tests.batches import ALL, VOCABULARY, random_batch, small_model, small_run
 
 MESH = Parallel(data=2, fsdp=2, tensor=2)
+EXPERTS = Parallel(data=2, expert=2, tensor=2)
+ALL_AXES = Parallel(data=1, fsdp=2, expert=2, tensor=2)
+OTHER_RULES = FrozenMapping({"embed": "expert", "ffn": "fsdp", "kv_heads": None})
 ROWS, LENGTH, MODEL_DIM = 8, 47, 32
 SGD = optax.sgd(1.0)  # the update is the gradient
 
@@ -43,31 +47,40 @@ MEMORY = {"memory": Memory(layers=(0,), num_keys=8, heads=3, top_k=5, value_dim=
 
 
 @pytest.mark.parametrize(
-    ("fields", "accumulation"),
-    [({}, 1), ({"untied": ALL}, 2), (MOMA, 2), (DEEP_MOE, 1)],
+    ("fields", "accumulation", "meshes"),
+    [
+        ({}, 1, [MESH, dataclasses.replace(ALL_AXES, rules=OTHER_RULES)]),
+        ({"untied": ALL}, 2, [MESH]),
+        (MOMA, 2, [EXPERTS]),
+        (DEEP_MOE, 1, [ALL_AXES]),
+    ],
     ids=[
-        "dense",
+        "dense, also by other rules",
         "mot, accumulated",
-        "moma with noise, accumulated",
-        "depth over the batch, token choice, average key",
+        "moma with noise, accumulated, split experts",
+        "depth over the batch, token choice, average key, split experts",
     ],
 )
-def test_eight_devices_equal_one(fields, accumulation, rng):
+def test_eight_devices_equal_one(fields, accumulation, meshes, rng):
     needs_eight_devices()
     model = small_model(num_kv_heads=2, num_layers=1, **fields)
     run = small_run(model, ROWS, LENGTH, z_loss=1e-3, accumulation=accumulation)
     batch = random_batch(rng, ROWS, LENGTH)
     results = []
-    for mesh in (make_mesh(Parallel(), jax.devices()[:1]), make_mesh(MESH)):
-        before = init_state(run.model, SGD, mesh, 0)
+    for parallel in (Parallel(data=1), *meshes):
+        run = dataclasses.replace(run, parallel=parallel)
+        mesh = make_mesh(parallel, jax.devices()[: 8 if results else 1])
+        before = init_state(run.model, SGD, mesh, 0, rules_with(parallel.rules))
         old = jax.device_get(before.params)
         after, metrics = make_train_step(run, VOCABULARY, mesh, SGD)(before, batch)
         results.append((jax.tree.map(lambda a, b: a - b, old, jax.device_get(after.params)), jax.device_get(metrics)))
-    (grads, metrics), (sharded_grads, sharded_metrics) = results
-    np.testing.assert_allclose(sharded_metrics["loss"], metrics["loss"], rtol=1e-5)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(sharded_grads), strict=True):
-        error = np.linalg.norm(a - b) / np.linalg.norm(a)
-        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
+    (grads, metrics), *others = results
+    for sharded_grads, sharded_metrics in others:
+        np.testing.assert_allclose(sharded_metrics["loss"], metrics["loss"], rtol=1e-5)
+        leaves = jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(sharded_grads)
+        for (path, a), b in zip(*leaves, strict=True):
+            error = np.linalg.norm(a - b) / np.linalg.norm(a)
+            assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +182,50 @@ def test_no_collective_over_the_global_tokens(name):
     assert bool(moved) == (name != "the step"), moved
 
 
+def test_experts_exchange_a_set_number_of_tokens():
+    """Over four devices as many as over two with the same rows each: what one has of its own, and a quarter."""
+    needs_eight_devices()
+    exchanged = []
+    for devices in (2, 4):
+        model = small_model(feed_forward=TokenChoice(experts=4), num_layers=1, selection_groups=4)
+        rows = 2 * devices
+        run, mesh = small_run(model, rows, LENGTH), make_mesh(Parallel(expert=devices, data=1), jax.devices()[:devices])
+        batch = jax.tree.map(
+            lambda x, mesh=mesh: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
+            random_batch(np.random.default_rng(0), rows, LENGTH),
+        )
+        step = make_train_step(run, VOCABULARY, mesh, SGD).lower(abstract_state(model, SGD, mesh), batch)
+        shapes = collective_shapes(step.compile().as_text())
+        stack = (4, MODEL_DIM, 48)
+        assert not [shape for _, shape in shapes if shape in (stack, stack[::-1])]  # and no stack travels
+        others = [(kind, shape) for kind, shape in shapes if kind != "all-to-all"]
+        assert not [found for found in others if moves_tokens(*found, 2, LENGTH)]
+        # A CPU's all-to-all has an operand for each device.
+        exchanged.append(max(math.prod(shape) * devices for kind, shape in shapes if kind == "all-to-all"))
+    assert exchanged[0] <= 1.25 * 2 * 2 * LENGTH * MODEL_DIM + 2 * MODEL_DIM
+    assert exchanged[1] <= exchanged[0] + 4 * MODEL_DIM
+
+
+def test_a_checkpoint_of_one_mesh_is_restored_on_another(tmp_path):
+    """Parameters and moments, bit for bit: of experts split over an axis, of others, and on one device."""
+    needs_eight_devices()
+    model, tx = small_model(num_kv_heads=2, num_layers=1, **MOMA), optax.adam(1e-2)
+    state = init_state(model, tx, make_mesh(ALL_AXES), 0)
+    state = dataclasses.replace(state, opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+    meshes = [
+        (make_mesh(Parallel(data=4, expert=2)), {}),
+        (make_mesh(ALL_AXES), {"embed": "expert", "expert": "fsdp"}),
+        (make_mesh(Parallel(data=1), jax.devices()[:1]), {}),
+    ]
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(0, state, {}, {}, wait=True)
+        for mesh, rules in meshes:
+            restored = checkpoints.restore(abstract_state(model, tx, mesh, rules_with(rules))).state
+            for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True):
+                assert b.sharding.mesh == mesh
+                np.testing.assert_array_equal(a, b)
+
+
 def test_sharded_moments_are_updated_as_one_devices(rng):
     needs_eight_devices()
     tx = optax.adam(1e-2)
@@ -192,3 +249,11 @@ def test_an_axis_that_does_not_divide_is_named():
         parameter_shardings(small_model(), make_mesh(Parallel(tensor=8)))
     with pytest.raises(ConfigError, match="fsdp 3 x expert 1 x tensor 1 = 6, but there are 8 devices"):
         make_mesh(Parallel(fsdp=3))
+    experts = small_model(feed_forward=TokenChoice(experts=6))
+    with pytest.raises(
+        ConfigError, match=r"expert: 4 does not divide expert = 6 of parameter layers.0.*\"expert\": None"
+    ):
+        parameter_shardings(experts, make_mesh(Parallel(expert=4)))
+    parameter_shardings(experts, make_mesh(Parallel(expert=4)), rules_with({"expert": None}))
+    with pytest.raises(ConfigError, match="both ffn and embed of parameter layers/0/feed_forward/down over 'fsdp'"):
+        parameter_shardings(small_model(), make_mesh(MESH), rules_with({"ffn": "fsdp"}))

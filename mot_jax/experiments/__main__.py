@@ -1,0 +1,61 @@
+"""`python -m mot_jax.experiments SWEEP --dir DIR`."""
+
+import dataclasses
+import json
+import sys
+
+from etils import epath
+from rich.console import Console
+
+from mot_jax.cli import CompareArguments, Parser, parse_flags, run_main
+from mot_jax.errors import ConfigError
+from mot_jax.experiments.learning_rates import Choice, choose
+from mot_jax.experiments.runner import train_all
+from mot_jax.experiments.sweep import jobs, read_sweep, search_jobs
+from mot_jax.training.progress import say
+
+_EXAMPLES = """A sweep is a TOML file or the name of one in configs/sweeps. What is done is skipped.
+
+examples:
+  python -m mot_jax.experiments components
+  python -m mot_jax.experiments architectures --dir runs/architectures --at_once 2"""
+
+
+def main(argv: list[str]) -> None:
+    """Trains what a sweep lacks, chooses learning rates where it asks for that, and compares its arms."""
+    parser = Parser("-m mot_jax.experiments", "Trains a set of configs and seeds, and compares them.", _EXAMPLES)
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="the sweep")
+    parser.add_argument("--dir", metavar="DIR", help="where its runs and the comparison go (default: runs/<sweep>)")
+    parser.add_argument("--at_once", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    arguments, _ = parse_flags(parser, argv)
+    if arguments.sweep is None:
+        raise ConfigError("expected a sweep, as in python -m mot_jax.experiments components")
+    sweep, console = read_sweep(arguments.sweep), Console()
+    directory = epath.Path(arguments.dir or f"runs/{sweep.name}")
+
+    def note(text: str) -> None:
+        say(console, text)
+
+    if arguments.at_once < 1:
+        raise ConfigError(f"--at_once: expected at least 1, got {arguments.at_once}")
+    choices: dict[str, Choice] = {}
+    if sweep.learning_rates:
+        searches = search_jobs(sweep, directory)
+        train_all([job for by_rate in searches.values() for job in by_rate.values()], arguments.at_once, note)
+        choices = {arm: choose(by_rate) for arm, by_rate in searches.items()}
+        for arm, choice in choices.items():
+            losses = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in choice.losses.items())
+            edge = "; at the edge of what was tried" if choice.at_edge else ""
+            note(f"learning rate of {arm}: {choice.rate:g} (held-out losses {losses}){edge}")
+        found = {arm: dataclasses.asdict(choice) | {"at_edge": choice.at_edge} for arm, choice in choices.items()}
+        (directory / "learning_rates.json").write_text(json.dumps(found, indent=2) + "\n")
+    todo = jobs(sweep, directory, {arm: choice.rate for arm, choice in choices.items()})
+    train_all(todo, arguments.at_once, note)
+    from mot_jax.evaluation.compare.command import compare_runs
+
+    named = sorted((job.directory.name for job in todo), key=lambda name: name.rpartition("_")[0] != sweep.reference)
+    compare_runs(CompareArguments(tuple(str(directory / name) for name in named), str(directory / "compare")))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,94 @@
+"""Training a list of jobs, each in a process of its own; what is done is left alone, what was begun goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from mot_jax.errors import ConfigError, UserError
+from mot_jax.experiments.sweep import Job
+from mot_jax.gin_config import load_run
+from mot_jax.training.progress import duration_text
+from mot_jax.training.run_directory import CHECKPOINTS, CONFIG
+
+POLL = 0.2  # seconds
+LOG = ".log"  # beside a run's directory
+
+
+def is_done(job: Job) -> bool:
+    """Whether its directory holds the checkpoint of the last step.
+
+    Raises:
+      ConfigError: it trains without checkpoints, so that nobody could tell.
+    """
+    run = job.run
+    if not run.train.checkpoint_every:
+        raise ConfigError(f"{job.directory.name}: Train.checkpoint_every: expected more than 0 in a sweep")
+    last = job.directory / CHECKPOINTS / str(run.train.steps)
+    if not (last.exists() and (job.directory / CONFIG).is_file()):
+        return False
+    saved, _ = load_run([os.fspath(job.directory / CONFIG)])
+    return saved.train.steps == run.train.steps
+
+
+def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) -> None:
+    """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
+
+    Interrupted, it stops the jobs so that they save, and raises KeyboardInterrupt.
+
+    Raises:
+      UserError: a job failed; the others are finished first, and its last line and log are named.
+    """
+    waiting = [job for job in jobs if not is_done(job)]
+    if done := len(jobs) - len(waiting):
+        note(f"{done} of {len(jobs)} runs are done already")
+    running: dict[subprocess.Popen, tuple[Job, float, IO]] = {}
+    failed: list[str] = []
+    number = done
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job, number = waiting.pop(0), number + 1
+                note(f"run {number}/{len(jobs)}: {job.directory.name}")
+                running[_start(job)] = job, time.monotonic()
+            time.sleep(POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                job, began = running.pop(process)
+                took = duration_text(time.monotonic() - began)
+                if process.returncode:
+                    failed.append(f"{job.directory.name}: {_last_line(job)} (exit code {process.returncode})")
+                    note(f"failed: {failed[-1]}")
+                else:
+                    note(f"done: {job.directory.name} after {took}")
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait()
+    if failed:
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {failed[0]}; its log is beside its directory")
+
+
+def _start(job: Job) -> subprocess.Popen:
+    job.directory.parent.mkdir(parents=True, exist_ok=True)
+    with open(_log(job), "a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mot_jax.training.command", *job.arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them in order
+        )
+
+
+def _log(job: Job) -> str:
+    return os.fspath(job.directory.parent / f"{job.directory.name}{LOG}")
+
+
+def _last_line(job: Job) -> str:
+    with open(_log(job), errors="replace") as log:
+        lines = [line.strip() for line in log if line.strip()]
+    return lines[-1] if lines else "no output"

@@ -1,0 +1,102 @@
+"""Sweeps as files: what they become, and what is refused in a line."""
+
+import json
+
+import pytest
+from etils import epath
+
+from mot_jax.errors import ConfigError, DataError
+from mot_jax.experiments.learning_rates import choose
+from mot_jax.experiments.sweep import Job, jobs, read_sweep, search_jobs
+from mot_jax.gin_config import configs_directory
+
+TEXT = """
+reference = "b"
+seeds = [3, 4]
+files = ["digits_mot"]
+set = ["Train.steps = 30"]
+learning_rates = [1e-3, 2e-3]
+search = ["Train.steps = 10"]
+[arms.a]
+set = ["Model.untied = ()"]
+[arms.b]
+files = ["digits_moe"]
+"""
+
+
+def write(directory, text: str) -> str:
+    path = directory / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_arm_is_trained_with_every_seed_and_its_rate(tmp_path):
+    sweep, place = read_sweep(write(tmp_path, TEXT)), epath.Path(tmp_path)
+    todo = jobs(sweep, place, {"a": 1e-3, "b": 2e-3})
+    assert [job.directory.name for job in todo] == ["a_3", "b_3", "a_4", "b_4"]
+    first, second = (job.run for job in todo[:2])
+    assert (first.train.steps, first.train.seed, first.optimizer.learning_rate) == (30, 3, 1e-3)
+    assert (second.train.seed, second.optimizer.learning_rate) == (3, 2e-3)
+    assert first.model.untied == () and second.model.feed_forward.experts == 8
+    tried = search_jobs(sweep, place)
+    assert [job.run.optimizer.learning_rate for job in tried["b"].values()] == [1e-3, 2e-3]
+    assert {job.run.train.steps for by_rate in tried.values() for job in by_rate.values()} == {10}
+    assert len({job.directory for by_rate in tried.values() for job in by_rate.values()}) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ('reference = "b"', 'reference = "c"', "reference: no arm 'c'; known: a, b"),
+        ("seeds", "sedes", "no field sedes; did you mean 'seeds'?"),
+        ("seeds = [3, 4]", 'seeds = "3"', "seeds: expected a list of int, got '3'"),
+        ('set = ["Model.untied = ()"]', "st = 3", "no field arms.a.st; did you mean 'set'?"),
+        ("Train.steps = 30", "Train.stpes = 30", "arms.a: Train has no field 'stpes'; did you mean 'steps'?"),
+        ("digits_moe", "digits_moee", "arms.b: no gin file 'digits_moee'; did you mean 'digits_moe'?"),
+        ("[arms.b]", "[arms.b", "no TOML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(before, after, expected, tmp_path):
+    path = write(tmp_path, TEXT.replace(before, after))
+    with pytest.raises(ConfigError) as caught:
+        read_sweep(path)
+    assert str(caught.value).startswith(f"{path}: ") and expected in str(caught.value)
+
+
+def test_one_arm_is_no_sweep_and_a_misspelt_name_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="expected at least two arms"):
+        read_sweep(write(tmp_path, TEXT.partition("[arms.b]")[0]))
+    with pytest.raises(ConfigError, match="no sweep 'componnets'; did you mean 'components'"):
+        read_sweep("componnets")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (configs_directory() / "sweeps").glob("*.toml")))
+def test_shipped_sweeps_can_be_read(name, tmp_path):
+    sweep = read_sweep(name)
+    todo = jobs(sweep, epath.Path(tmp_path), {})
+    assert len({job.directory for job in todo}) == len(sweep.arms) * len(sweep.seeds)
+    assert len({job.run for job in todo}) == len(todo)  # no two arms are the same run
+
+
+def finished(directory, name: str, *lines: dict) -> Job:
+    (directory / name).mkdir()
+    (directory / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Job(epath.Path(directory / name), (), ())
+
+
+def test_the_lowest_last_held_out_loss_chooses(tmp_path):
+    def line(step, loss, **more):
+        return {"step": step, "split": "validation", "loss": loss, **more}
+
+    tried = {
+        1.0: finished(tmp_path, "low", line(1, 1.0), line(2, 3.0)),
+        2.0: finished(tmp_path, "middle", line(1, 4.0), line(2, 2.0)),
+        3.0: finished(tmp_path, "diverged", line(1, 4.0), line(2, None)),
+    }
+    found = choose(tried)
+    assert found.rate == 2.0 and not found.at_edge and found.losses == {1.0: 3.0, 2.0: 2.0, 3.0: float("inf")}
+    assert choose({1.0: tried[1.0], 2.0: tried[2.0]}).at_edge
+    causal = finished(tmp_path, "causal", line(2, 1.0, causal_loss=5.0))
+    assert choose({1.0: causal, 2.0: tried[2.0]}).rate == 2.0
+    with pytest.raises(DataError, match="no held-out loss"):
+        choose({1.0: finished(tmp_path, "none")})
