@@ -128,7 +128,8 @@ def _laid_out(run: Run, target: Target) -> tuple[Mesh, optax.GradientTransformat
     """The mesh, the optimizer and the state as shapes."""
     mesh = make_mesh(run.parallel, devices_of(target))
     tx, _ = make_optimizer(run.optimizer, run.train.steps, run.train.only)
-    return mesh, tx, abstract_state(run.model, tx, mesh, rules_with(run.parallel.rules))
+    rules = rules_with(run.parallel.rules)
+    return mesh, tx, abstract_state(run.model, tx, mesh, rules, only=run.train.only)
 
 
 def devices_of(target: Target) -> list[jax.Device]:

@@ -159,16 +159,21 @@ def load_codecs(manifest: dict, directory: epath.PathLike) -> dict[str, Codec]:
 def copy_artifacts(dataset_directory: epath.PathLike, destination: epath.PathLike) -> None:
     """Copies manifest and codecs, not the documents; made beside `destination` and renamed when whole.
 
-    A whole copy that is there already stays as it is: a run being resumed can be loaded at any moment.
+    A whole copy that is there already stays as it is, and where the manifest alone differs (the same data elsewhere)
+    that is replaced in one move: a run being resumed can be loaded at any moment, killed or not. Only codecs that are
+    damaged, or of other data, are ever away for a moment; they are no loss.
     """
     source, destination = epath.Path(dataset_directory), epath.Path(destination)
     manifest = read_manifest(source)
     check_codecs(manifest, source)
     if (destination / MANIFEST).exists():
         with contextlib.suppress(DataError):
-            if read_manifest(destination) == manifest:
-                check_codecs(manifest, destination)
-                return
+            check_codecs(manifest, destination)
+            if (destination / MANIFEST).read_bytes() != (source / MANIFEST).read_bytes():
+                whole = destination / f"{MANIFEST}.partial"
+                (source / MANIFEST).copy(whole, overwrite=True)
+                whole.replace(destination / MANIFEST)
+            return
     partial, replaced = (destination.with_name(f"{destination.name}.{end}") for end in ("partial", "replaced"))
     for left_over in (partial, replaced):
         if left_over.exists():

@@ -26,7 +26,7 @@ def init_from(source: str, model: Model, mesh: Mesh, seed: int, rules: Rules = R
     A stored parameter without the group axis that the model's has is copied into every group, which computes the same
     function (sparse upcycling, arXiv 2212.05055, and the start of branch-train-mix do so too); a feed-forward, shared
     or a group's own, into every expert of each pool it serves (MoMa, arXiv 2407.21770, section 2.5); one of the same
-    shape is taken as it is. Routers and memories that the source has not are new.
+    shape is taken as it is, in the model's dtype. Routers and memories that the source has not are new.
 
     Args:
       source: `Train.init_from`, a run directory, or `directory@step`.
@@ -35,15 +35,19 @@ def init_from(source: str, model: Model, mesh: Mesh, seed: int, rules: Rules = R
       CheckpointError: no checkpoint, or a parameter that is missing, left over, or of a shape that fits neither way.
     """
     directory, step = split_step(source)
+    shardings, axes = parameter_shardings(model, mesh, rules), transformer.logical_axes(model)
     with Checkpoints(epath.Path(directory) / CHECKPOINTS) as checkpoints:
-        step, meta = checkpoints.meta(step)
-        stored = {name: tuple(array["shape"]) for name, array in meta["arrays"]["params"].items()}
-        where = f"Train.init_from: {checkpoints.directory}: checkpoint {step}"
-        match = functools.partial(_stored_form, where, stored, model, mesh)
-        shardings, axes = parameter_shardings(model, mesh, rules), transformer.logical_axes(model)
-        asked = _pruned(jax.tree_util.tree_map_with_path(match, transformer.abstract(model), shardings, axes))
-        step, params = checkpoints.restore_params(asked, step)
-        data_state = checkpoints.data_state(step)
+
+        def load(step: int) -> tuple[dict, int, dict, dict]:
+            meta = checkpoints.meta(step)
+            stored = {name: tuple(array["shape"]) for name, array in meta["arrays"]["params"].items()}
+            where = f"Train.init_from: {checkpoints.directory}: checkpoint {step}"
+            match = functools.partial(_stored_form, where, stored, model, mesh)
+            asked = _pruned(jax.tree_util.tree_map_with_path(match, transformer.abstract(model), shardings, axes))
+            params = checkpoints.arrays(step, meta, {"params": asked})["params"]
+            return params, step, meta, checkpoints.data_state(step, meta)
+
+        params, step, meta, data_state = checkpoints.newest(load, step)
 
     def fill(params):
         given = dict(jax.tree_util.tree_leaves_with_path(params))

@@ -32,6 +32,7 @@ from mot_jax.parallel.rows import own_shards
 from mot_jax.training import run_directory
 from mot_jax.training.checkpoint import Checkpoints
 from mot_jax.training.curves import draw_losses
+from mot_jax.training.disk import disk_errors
 from mot_jax.training.init_from import init_from
 from mot_jax.training.interruption import interruption
 from mot_jax.training.memory_picture import draw_memory
@@ -90,11 +91,13 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
     with contextlib.ExitStack() as stack:
         # The outermost, so that a signal cannot cut short the last checkpoint's way to disk.
         caught = stack.enter_context(interruption())
+        stack.enter_context(disk_errors(directory))
         checkpoints = stack.enter_context(
             Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
         )
         if continues:
-            start = _restored(checkpoints, abstract_state(run.model, tx, mesh, rules), fingerprint)
+            state = abstract_state(run.model, tx, mesh, rules, only=run.train.only)
+            start = _restored(checkpoints, state, fingerprint)
             stream.restore(start.data_state)
         else:
             state, data_state = _initial_state(run, tx, mesh, dataset, fingerprint, note)
@@ -136,12 +139,16 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         loop = Loop(job, batches, start)
         began = time.perf_counter()
         stopped_by = loop.run(caught)
-        took = duration_text(time.perf_counter() - began)
+        took = time.perf_counter() - began
     if drawing and first:
-        lines = read_metrics(directory / run_directory.METRICS)
-        draw_losses(lines, directory / run_directory.LOSSES)
-        draw_routers(lines, directory / run_directory.ROUTERS)
-        draw_memory(lines, directory / run_directory.MEMORY)
+        with disk_errors(directory):
+            lines = read_metrics(directory / run_directory.METRICS)
+            draw_losses(lines, directory / run_directory.LOSSES)
+            draw_routers(lines, directory / run_directory.ROUTERS)
+            draw_memory(lines, directory / run_directory.MEMORY)
+    if loop.saves:
+        held = sum(loop.saves)
+        note(f"checkpoints: {len(loop.saves)} saved, the steps waited {held:.2f} s for them ({held / took:.1%})")
     split, dropped = (sum(counts) for counts in zip(*gather("cut", (stream.split, stream.dropped)), strict=True))
     if split or dropped:
         note(
@@ -152,7 +159,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         saved = f"saved; --run_dir {directory} --resume=auto goes on" if run.train.checkpoint_every else "nothing saved"
         note(f"stopped by {signal.Signals(stopped_by).name} after step {loop.step}, {saved}")
         return 128 + stopped_by
-    note(f"done: step {loop.step} after {took}, everything in {os.fspath(directory)}")
+    note(f"done: step {loop.step} after {duration_text(took)}, everything in {os.fspath(directory)}")
     return 0
 
 
@@ -209,7 +216,9 @@ def _initial_state(
         check_same_stream(meta["data"], fingerprint)
     if meta["artifacts"] != digests(dataset):
         note(f"{run.train.init_from} has other codecs than this data: its token ids may mean other things")
-    make = jax.jit(lambda params: fresh_state(params, tx), out_shardings=state_shardings(run.model, tx, mesh, rules))
+    only = run.train.only
+    shardings = state_shardings(run.model, tx, mesh, rules, only=only)
+    make = jax.jit(lambda params: fresh_state(params, tx, only), out_shardings=shardings)
     return make(params), data_state if run.train.keep_data else None
 
 

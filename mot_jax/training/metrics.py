@@ -10,7 +10,7 @@ Values = Mapping[str, tuple[SupportsFloat, SupportsFloat]]  # name -> (sum, coun
 
 TIMINGS = (
     *("tokens_per_second", "mfu", "step_seconds"),
-    *("data_wait_fraction", "device_wait_fraction", "host_fraction"),
+    *("data_wait_fraction", "device_wait_fraction", "host_fraction", "save_seconds"),
 )
 EACH_STEP = ("bad_steps",)  # steers the loop, is no average
 
@@ -41,7 +41,7 @@ class Clock:
     """Seconds of training since the last line: of all, of waiting for data and for the device, and what they bought.
 
     What is left is the host's own work: sending batches and steps off, sums, lines. It stands while other work is done
-    (compilation, evaluation, pictures).
+    (compilation, checkpoints, evaluation, pictures); how long checkpoints held the steps up is `saved`.
     """
 
     seconds: float = 0.0
@@ -49,6 +49,7 @@ class Clock:
     blocked: float = 0.0
     steps: int = 0
     tokens: float = 0.0
+    saved: float = 0.0
     started: float | None = None
 
     def start(self) -> None:
@@ -80,10 +81,11 @@ class Clock:
 
     def line(self, flops_per_token: float, peak_flops: float | None) -> dict[str, float | None]:
         """tokens_per_second (padding left out), mfu, step_seconds, and the shares of them in which the host waited for
-        data, waited for the device, and worked; None where nothing was timed.
+        data, waited for the device, and worked: None where nothing was timed. save_seconds is how long the steps stood
+        still for checkpoints.
         """
         if not self.steps:
-            return dict.fromkeys(TIMINGS)
+            return {**dict.fromkeys(TIMINGS), "save_seconds": self.saved}
         rate = self.tokens / self.seconds
         return {
             "tokens_per_second": rate,
@@ -92,6 +94,7 @@ class Clock:
             "data_wait_fraction": self.waited / self.seconds,
             "device_wait_fraction": self.blocked / self.seconds,
             "host_fraction": max(0.0, 1 - (self.waited + self.blocked) / self.seconds),
+            "save_seconds": self.saved,
         }
 
 

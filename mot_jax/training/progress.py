@@ -26,13 +26,15 @@ def duration_text(seconds: float) -> str:
 
 
 def train_text(line: dict) -> str:
-    """Losses, speed, share of time spent waiting for data, and skipped steps where there are any."""
+    """Losses, speed, share of time spent waiting for data; seconds held up by saving and skipped steps, if any."""
     parts = [losses_text(line)]
     if line["tokens_per_second"] is not None:
         parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
         if line["mfu"] is not None:
             parts.append(f"mfu {line['mfu']:.1%}")
         parts.append(f"data wait {line['data_wait_fraction']:.1%} host {line['host_fraction']:.1%}")
+    if line["save_seconds"]:
+        parts.append(f"saving {line['save_seconds']:.2f} s")
     if line["skipped"]:
         parts.append(f"{line['skipped']} skipped")
     return "  ".join(parts)

@@ -65,7 +65,8 @@ def check_directory(directory: epath.Path, resume: Literal["never", "auto", "mus
         cannot be written to.
       ConfigError: its run has another config; names the first parameter that differs.
     """
-    _check_writable(directory)
+    for place in (directory, directory / CHECKPOINTS):
+        _check_writable(place)
     if resume == "never":
         if holds_run(directory):
             raise UserError(f"{directory}: holds a run; --resume=auto goes on with it, another --run_dir keeps both")

@@ -35,12 +35,16 @@ def parameter_shardings(model: Model, mesh: Mesh, rules: Rules = RULES) -> dict:
     return shardings(transformer.abstract(model), transformer.logical_axes(model), mesh, rules)
 
 
-def init_optimizer(params: dict, tx: optax.GradientTransformation) -> Any:
-    """The optimizer's state: of memory tables their own, of all else that of `tx`."""
+def init_optimizer(params: dict, tx: optax.GradientTransformation, only: str | None = None) -> Any:
+    """The optimizer's state: of memory tables their own, of all else that of `tx`.
+
+    Args:
+      only: `Train.only`; with it tables stay as they are, and have none.
+    """
     if "values" not in params:
         return tx.init(params)
     rest, tables = split_values(params)
-    return {"rest": tx.init(rest), "values": values.init(tables)}
+    return {"rest": tx.init(rest)} | ({} if only else {"values": values.init(tables)})
 
 
 def split_values(params: dict) -> tuple[dict, dict]:
@@ -48,19 +52,22 @@ def split_values(params: dict) -> tuple[dict, dict]:
     return {k: v for k, v in params.items() if k != "values"}, {"values": params["values"]}
 
 
-def state_shardings(model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES) -> TrainState:
+def state_shardings(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES, *, only: str | None = None
+) -> TrainState:
     """The state's tree of shardings; optimizer moments lie where their parameters do."""
     params = parameter_shardings(model, mesh, rules)
     shapes = transformer.abstract(model)
-    opt_state = like_parameters(jax.eval_shape(lambda p: init_optimizer(p, tx), shapes), shapes, params, mesh)
+    opt_state = like_parameters(jax.eval_shape(lambda p: init_optimizer(p, tx, only), shapes), shapes, params, mesh)
     counter = replicated(mesh)
     return TrainState(params=params, opt_state=opt_state, step=counter, bad_steps=counter, skipped=counter)
 
 
-def fresh_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
+def fresh_state(params: dict, tx: optax.GradientTransformation, only: str | None = None) -> TrainState:
     """Step 0 with these parameters."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params=params, opt_state=init_optimizer(params, tx), step=zero, bad_steps=zero, skipped=zero)
+    opt_state = init_optimizer(params, tx, only)
+    return TrainState(params=params, opt_state=opt_state, step=zero, bad_steps=zero, skipped=zero)
 
 
 def init_state(
@@ -74,11 +81,13 @@ def init_state(
     return make(jax.random.key(seed))
 
 
-def abstract_state(model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES) -> TrainState:
+def abstract_state(
+    model: Model, tx: optax.GradientTransformation, mesh: Mesh, rules: Rules = RULES, *, only: str | None = None
+) -> TrainState:
     """The state as shapes with shardings: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda params: fresh_state(params, tx), transformer.abstract(model))
+    shapes = jax.eval_shape(lambda params: fresh_state(params, tx, only), transformer.abstract(model))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        state_shardings(model, tx, mesh, rules),
+        state_shardings(model, tx, mesh, rules, only=only),
     )

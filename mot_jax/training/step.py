@@ -166,7 +166,7 @@ def make_train_step(
         if run.model.memory is not None:
             grads, d_tables = split_values(grads)
             params, tables = split_values(params)
-            opt_state, tables_state = opt_state["rest"], opt_state["values"]
+            opt_state, tables_state = opt_state["rest"], opt_state.get("values")
             metrics["values_grad_norm"] = (values.gradient_norm(d_tables), one)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm + metrics.get("values_grad_norm", (0.0,))[0]) & jnp.isfinite(metrics["loss"][0])
@@ -183,7 +183,8 @@ def make_train_step(
                 run.optimizer, run.train.steps, tables, tables_state, d_tables, finite, key
             )
         if tables:
-            params, opt_state = {**params, **tables}, {"rest": opt_state, "values": tables_state}
+            params, opt_state = {**params, **tables}, {"rest": opt_state}
+            opt_state |= {} if tables_state is None else {"values": tables_state}
         bad = 1 - finite.astype(jnp.int32)
         new = TrainState(
             params=params,
@@ -197,7 +198,7 @@ def make_train_step(
         metrics["bad_steps"] = (new.bad_steps.astype(jnp.float32), one)
         return new, metrics
 
-    placed = state_shardings(run.model, tx, mesh, rules)
+    placed = state_shardings(run.model, tx, mesh, rules, only=run.train.only)
     return jax.jit(
         step,
         in_shardings=(placed, batch_sharding(mesh)),

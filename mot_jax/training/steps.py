@@ -87,6 +87,7 @@ class Loop:
         self.state, self.data_state, self.step = start.state, start.data_state, start.step
         self.window, self.clock = Window(start.window), Clock()
         self.skipped = int(start.state.skipped)
+        self.saves: list[float] = []  # seconds that the steps waited for each checkpoint
         self._pending: tuple[int, Any, float] | None = None
         self._saved = start.step or None
         self._flops = flops.run_flops_per_token(job.run)
@@ -250,7 +251,10 @@ class Loop:
         data_state = {
             shard: state for own in gather(f"data/{self.step}", self.data_state) for shard, state in own.items()
         }
+        began = time.perf_counter()
         self.job.checkpoints.save(self.step, self.state, data_state, meta)
+        self.saves.append(time.perf_counter() - began)
+        self.clock.saved += self.saves[-1]
         self._saved = self.step
 
     def _is_written(self, split: str) -> bool:

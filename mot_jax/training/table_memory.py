@@ -30,7 +30,8 @@ def check_table_fits(run: Run, mesh: Mesh, room: int | None = None) -> None:
         return
     tables = 1 if memory.shared else len(memory.layers)
     by_row = run.optimizer.values.update == "touched" and mesh.size == 1
-    entry = _stored(run.model) + MOMENTS + (0 if by_row else GRADIENT)
+    moments = 0 if run.train.only else MOMENTS  # frozen tables have none
+    entry = _stored(run.model) + moments + (0 if by_row else GRADIENT)
     total = tables * _entries(run.model) * entry
     rules = rules_with(run.parallel.rules)
     parts = table_parts(mesh, rules)

@@ -1,5 +1,6 @@
 """Where metrics go: metrics.jsonl, the record, and TensorBoard where tensorboardX is installed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -48,8 +49,9 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._file is not None:
-            self._file.close()
+        with contextlib.suppress(OSError):  # of a line whose failure was raised when it was written
+            if self._file is not None:
+                self._file.close()
 
 
 class TensorBoard:

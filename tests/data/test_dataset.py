@@ -248,6 +248,16 @@ def test_a_whole_copy_of_the_artifacts_is_left_alone_and_a_damaged_one_made_agai
     assert not list(tmp_path.glob("run.*"))
 
 
+def test_artifacts_of_the_same_data_elsewhere_are_never_away(tmp_path, write, random_documents, monkeypatch):
+    """The manifest alone is replaced: killed after any one rename, the copy before or the new one can be loaded."""
+    one, other = (write(train=random_documents(count)).directory for count in (3, 4))
+    run = epath.Path(tmp_path / "run")
+    copy_artifacts(one, run)
+    monkeypatch.setattr(type(run), "rename", lambda *_: pytest.fail("a directory was moved"))
+    copy_artifacts(other, run)
+    assert load_artifacts(run).manifest == open_dataset(other).manifest
+
+
 def test_a_copy_of_the_artifacts_that_fails_leaves_the_one_before(tmp_path, write, random_documents, monkeypatch):
     def full(*_, **__):
         raise OSError("full")

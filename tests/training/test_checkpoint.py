@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
+import re
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +17,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mot_jax.errors import CheckpointError
+from mot_jax.training import checksum
 from mot_jax.training.checkpoint import Checkpoints
-from mot_jax.training.checksum import checksums
+from mot_jax.training.checksum import checksums, checksums_of_format_1, json_checksum
 
 TX = optax.adamw(1e-2)
 
@@ -102,9 +107,28 @@ def test_a_save_survives_the_donation_of_what_it_saves(tmp_path):
         assert_equal(checkpoints.restore(abstract(make_state(0, width=1024))).state, make_state(1, width=1024))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "meta", "missing"])
-def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, damage):
+def replace(file: pathlib.Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("truncated", "params cannot be read: "),
+        ("flipped", "params: layers/0/w differs from its checksum"),
+        ("meta", "meta cannot be read: "),
+        ("a digit of meta", "meta differs from its checksum"),
+        ("a digit of the data's state", "data differs from its checksum"),
+        ("format", "meta differs from its checksum"),
+        ("missing", "params cannot be read: "),
+        ("half deleted", "opt cannot be read: "),
+    ],
+)
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, capfd, damage, named):
     save(tmp_path / "c", 1, 2, width=64)
+    place = tmp_path / "c" / "2"
     victim = largest_file(tmp_path / "c" / "2" / "params")
     content = pathlib.Path(victim).read_bytes()
     if damage == "truncated":
@@ -113,7 +137,15 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, damage):
         middle = len(content) // 2
         pathlib.Path(victim).write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
     elif damage == "meta":
-        (tmp_path / "c" / "2" / "meta" / "metadata").write_text('{"format": 1, "arr')
+        (place / "meta" / "metadata").write_text('{"format": 1, "arr')
+    elif damage == "a digit of meta":
+        replace(place / "meta" / "metadata", b'"loss": 0.2', b'"loss": 0.3')
+    elif damage == "a digit of the data's state":
+        replace(place / "data" / "metadata", b'"at": 2', b'"at": 3')
+    elif damage == "format":
+        replace(place / "meta" / "metadata", b'"format": 2', b'"format": 3')
+    elif damage == "half deleted":
+        shutil.rmtree(place / "opt")
     else:
         os.remove(victim)
     said = []
@@ -122,10 +154,66 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, damage):
         assert restored.step == 1
         assert_equal(restored.state, make_state(1, 64))
         assert len(said) == 1
-        assert "checkpoint 2 is damaged" in said[0]
+        assert f"checkpoint 2 is damaged ({named}" in said[0]
         assert "\n" not in said[0]
         with pytest.raises(CheckpointError, match="checkpoint 2 is damaged"):
             checkpoints.restore(abstract(make_state(0, 64)), step=2)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits")
+def test_a_disk_that_is_full_is_one_line_and_costs_no_checkpoint(tmp_path, capfd):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path / "c", keep=3) as checkpoints:
+        checkpoints.save(1, make_state(1), {}, {}, wait=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # a file that grows larger fails
+        try:
+            with pytest.raises(
+                CheckpointError, match=r"could not be written \(.*\); the newest complete one is of step 1"
+            ):
+                checkpoints.save(2, make_state(2, 8192), {}, {}, wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert checkpoints.steps() == [1]
+        checkpoints.save(3, make_state(3), {}, {})
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps() == [1, 3]
+        assert_equal(checkpoints.restore(abstract(make_state(0))).state, make_state(3))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_arrays_are_checked_as_they_are_stored_and_then_converted(tmp_path):
+    save(tmp_path / "c", 1)
+    asked = {"layers": {"0": {"w": jax.ShapeDtypeStruct((16, 8), jnp.bfloat16)}}, "gain": jnp.ones(8)}
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        _, params = checkpoints.restore_params(asked)
+        assert_equal(params["layers"]["0"]["w"], make_state(1).params["layers"]["0"]["w"].astype(jnp.bfloat16))
+        with pytest.raises(CheckpointError, match="parameter gain is float32, the model expects int32"):
+            checkpoints.restore_params({**asked, "gain": jnp.ones(8, jnp.int32)})
+
+
+def test_the_format_before_is_read_and_checked_and_a_later_one_refused(tmp_path):
+    save(tmp_path / "c", 1, 2, width=64)
+    file = tmp_path / "c" / "2" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    state = make_state(2, 64)
+    stored = {"params": state.params, "opt": {"opt_state": state.opt_state, "step": state.step}}
+    sums = {item: checksums_of_format_1(tree) for item, tree in stored.items()}
+    old = {name: value for name, value in meta.items() if name not in ("checksum", "data_checksum")} | {"format": 1}
+    for item, arrays in old["arrays"].items():
+        for name in arrays:
+            arrays[name]["checksum"] = sums[item][name]
+    for wrong, step in ((0, 2), (1, 1)):
+        old["arrays"]["opt"]["step"]["checksum"] += wrong
+        file.write_text(json.dumps(old))
+        with Checkpoints(tmp_path / "c", report=lambda _: None) as checkpoints:
+            restored = checkpoints.restore(abstract(make_state(0, 64)))
+        assert restored.step == step and restored.meta["loss"] == 0.1 * step
+    later = {**old, "format": 3}
+    file.write_text(json.dumps(later | {"checksum": json_checksum(later)}))
+    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(CheckpointError, match="has format 3, expected 2"):
+        checkpoints.restore(abstract(make_state(0, 64)))
 
 
 def test_another_shape_is_an_error_that_names_the_parameter(tmp_path):
@@ -156,3 +244,32 @@ def test_checksums_do_not_depend_on_the_mesh_and_see_one_bit():
         changed[place] = np.nextafter(changed[place], np.float32(9))
         assert checksums({"w": changed}) != checksums({"w": w})
     assert checksums({"w": w[::-1].copy()}) != checksums({"w": w})
+
+
+def test_changes_that_an_ordinary_sum_cancels_are_seen(rng):
+    w = rng.standard_normal((6, 4)).astype(np.float32)
+    signs = w.copy()
+    signs[(0, 3), (1, 2)] *= -1
+    assert checksums_of_format_1({"w": signs}) == checksums_of_format_1({"w": w})
+    assert checksums({"w": signs}) != checksums({"w": w})
+    for dtype in (jnp.bfloat16, np.float16, np.uint8, np.int32):
+        ones = np.ones((3, 5), dtype)
+        seen = {checksums({"w": ones})["w"]}
+        for place in np.ndindex(3, 5):  # equal changes at every pair of places
+            for other in np.ndindex(3, 5):
+                changed = ones.copy()
+                changed[place], changed[other] = 3, 7
+                seen.add(checksums({"w": changed})["w"])
+        assert len(seen) == 1 + 15 * 15
+
+
+def test_sharded_arrays_are_not_gathered_for_their_checksums():
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    x = jax.device_put(jnp.ones((64, 128)), NamedSharding(mesh, PartitionSpec("a", "b")))
+    text = checksum._compiled(checksum._hashed, x.sharding).lower(x).compile().as_text()
+    gathered = [
+        line for line in text.splitlines() if re.search(r"all-gather\(|all-to-all\(|collective-permute\(", line)
+    ]
+    sizes = [[int(n) for n in re.search(r"= \(?\w+\[([\d,]*)\]", line)[1].split(",") if n] for line in gathered]
+    assert all(np.prod(size) <= mesh.size for size in sizes)
+    assert checksums([x]) == checksums([np.asarray(x)])

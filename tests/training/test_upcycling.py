@@ -100,7 +100,7 @@ def test_a_dense_run_is_upcycled_too_and_the_data_goes_on(dataset_directory, tmp
     lines = [line for line in read_metrics(going_on / "metrics.jsonl") if line["split"] == "train"]
     assert lines[0]["learning_rate"] < 3e-3  # the schedule begins again, with its warmup
     with Checkpoints(going_on / "checkpoints") as checkpoints:
-        assert checkpoints.meta()[0] == 3
+        assert checkpoints.steps()[-1] == 3
 
 
 def test_what_does_not_fit_is_named(one_each, dataset_directory, tmp_path):
