@@ -1,10 +1,13 @@
 """The public face: every name loads, and importing the package stays light."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
 import pytest
 
+import kernels_pallas
 import mot_jax
 
 
@@ -27,3 +30,12 @@ def test_light_modules_stay_light():
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == ""
+
+
+@pytest.mark.parametrize("package", [mot_jax, kernels_pallas])
+def test_every_module_can_be_imported(package):
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    for name in names:
+        if not name.endswith("__main__"):
+            importlib.import_module(name)
+    assert len(names) > 20

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mot_jax.parallel.collectives import AXES
+from mot_jax.config.rules import AXES
 from mot_jax.parallel.mesh import replicated
 
 

@@ -3,7 +3,7 @@
 import jax
 
 from mot_jax.errors import CheckpointError
-from mot_jax.training.checksum import checksums, checksums_of_format_1, json_checksum, path_name
+from mot_jax.training.checksum import checksums, json_checksum, path_name
 
 FORMAT = 2
 CHECKSUM = "checksum"
@@ -29,31 +29,32 @@ def sealed(arrays: dict[str, dict], data_state: dict, meta: dict) -> dict:
 
 
 def opened(where: str, meta: dict) -> dict:
-    """`meta` as it was sealed; format 1 had no seal.
+    """`meta` as it was sealed.
 
     Raises:
       Damaged: it is not what was sealed.
       CheckpointError: it is of another version's format.
     """
     content = dict(meta)
-    checksum, version = content.pop(CHECKSUM, None), content["format"]
-    if checksum != json_checksum(content) and (checksum is not None or version == FORMAT):
+    if "format" in content and content["format"] != FORMAT and CHECKSUM not in content:
+        raise CheckpointError(f"{where}: has format {content['format']}, expected {FORMAT}")
+    if content.pop(CHECKSUM, None) != json_checksum(content):
         raise Damaged("meta differs from its checksum")
-    if version not in (1, FORMAT):
-        raise CheckpointError(f"{where}: has format {version}, expected {FORMAT}")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{where}: has format {content['format']}, expected {FORMAT}")
     return content
 
 
 def check_data(meta: dict, data_state: dict) -> None:
     """Raises Damaged where the data's state is not what was saved."""
-    if meta["format"] > 1 and json_checksum(data_state) != meta["data_checksum"]:
+    if json_checksum(data_state) != meta["data_checksum"]:
         raise Damaged("data differs from its checksum")
 
 
 def check_arrays(meta: dict, item: str, tree) -> None:
     """Raises Damaged naming an array that is not what was saved."""
-    found = checksums_of_format_1(tree) if meta["format"] == 1 else checksums(tree)
-    if wrong := [name for name, checksum in found.items() if checksum != meta["arrays"][item][name][CHECKSUM]]:
+    found = checksums(tree).items()
+    if wrong := [name for name, checksum in found if checksum != meta["arrays"][item][name][CHECKSUM]]:
         others = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise Damaged(f"{item}: {wrong[0]} differs from its checksum{others}")
 

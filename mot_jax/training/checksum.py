@@ -24,12 +24,13 @@ def checksums(tree) -> dict[str, str]:
     An array's is two sums modulo 2^32 of hashes of an element's bits and its place, so no order of summation matters:
     each device sums what it holds, before anything leaves it.
     """
-    return _by_name(tree, _hashed, lambda pair: f"{pair[0]:08x}{pair[1]:08x}")
-
-
-def checksums_of_format_1(tree) -> dict[str, int]:
-    """What checkpoints of format 1 list: one sum of bits by odd weights, blind to two flipped signs."""
-    return _by_name(tree, _weighted, lambda pair: int(pair[0]))
+    leaves, pairs = jax.tree_util.tree_leaves_with_path(tree), []
+    for _, leaf in leaves:
+        pairs.append(_compiled(getattr(leaf, "sharding", None))(leaf))
+        if jax.default_backend() == "cpu":  # whose devices share threads: collectives of two programs could block both
+            pairs[-1].block_until_ready()
+    pairs = jax.device_get(pairs)
+    return {path_name(path): f"{a:08x}{b:08x}" for (path, _), (a, b) in zip(leaves, pairs, strict=True)}
 
 
 def json_checksum(content: Any) -> str:
@@ -38,21 +39,11 @@ def json_checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _by_name(tree, one: Callable, text: Callable) -> dict:
-    leaves, pairs = jax.tree_util.tree_leaves_with_path(tree), []
-    for _, leaf in leaves:
-        pairs.append(_compiled(one, getattr(leaf, "sharding", None))(leaf))
-        if jax.default_backend() == "cpu":  # whose devices share threads: collectives of two programs could block both
-            pairs[-1].block_until_ready()
-    pairs = jax.device_get(pairs)
-    return {path_name(path): text(pair) for (path, _), pair in zip(leaves, pairs, strict=True)}
-
-
 @functools.cache
-def _compiled(one: Callable, sharding: Sharding | None) -> Callable:
+def _compiled(sharding: Sharding | None) -> Callable:
     """uint32[2] of one array, which every process of its mesh has; arrays of the same shape share a program."""
     out = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    return jax.jit(lambda x: jnp.stack(one(x)), out_shardings=out)
+    return jax.jit(lambda x: jnp.stack(_hashed(x)), out_shardings=out)
 
 
 def _hashed(x) -> tuple[jax.Array, jax.Array]:
@@ -77,12 +68,3 @@ def _mixed(x: jax.Array) -> jax.Array:
     x = (x ^ x >> 16) * jnp.uint32(0x85EBCA6B)
     x = (x ^ x >> 13) * jnp.uint32(0xC2B2AE35)
     return x ^ x >> 16
-
-
-def _weighted(x) -> tuple[jax.Array, jax.Array]:
-    bits = jax.lax.bitcast_convert_type(x, WORDS[x.dtype.itemsize]).astype(jnp.uint32)
-    place = jnp.zeros(x.shape, jnp.uint32)
-    for axis, size in enumerate(x.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    weight = place * jnp.uint32(2654435761) | jnp.uint32(1)
-    return jnp.sum((bits + jnp.uint32(1)) * weight, dtype=jnp.uint32), jnp.uint32(0)

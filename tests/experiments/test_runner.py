@@ -1,0 +1,69 @@
+"""Real runs by the runner: trained once, gone on with after a kill, compared in the end."""
+
+import json
+
+import pytest
+from etils import epath
+
+from mot_jax.cli import run_main
+from mot_jax.errors import ConfigError, UserError
+from mot_jax.experiments.__main__ import main
+from mot_jax.experiments.runner import is_done, train_all
+from mot_jax.experiments.sweep import Job
+from tests.training.conftest import write_dataset
+
+SWEEP = """
+reference = "dense"
+set = [
+  "Data.path = '{data}'", "Data.sequence_length = 48", "Data.global_batch_size = 8",
+  "Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32", "Train.sample_every = 0",
+  "Train.steps = 6", "Train.log_every = 2", "Train.eval_every = 3", "Train.checkpoint_every = 3",
+]
+[arms.dense]
+[arms.wider]
+set = ["Model.ffn_dim = 48"]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sweep")
+    (place / "small.toml").write_text(SWEEP.format(data=write_dataset(place / "data")))
+    return place
+
+
+def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
+    arguments = [str(place / "small.toml"), "--dir", str(place / "out"), "--at_once", "2"]
+    assert run_main(main, arguments) == 0
+    printed = capfd.readouterr().out
+    assert "run 2/2: wider_0" in printed and "done: dense_0 after" in printed
+    found = json.loads((place / "out" / "compare" / "compare.json").read_text())
+    assert found["reference"] == "dense_0" and found["arms"]["wider_0"]["differs"] == ["Model.ffn_dim: 32 became 48"]
+    assert run_main(main, arguments) == 0
+    printed = capfd.readouterr().out
+    assert "2 of 2 runs are done already" in printed and "run 1" not in printed
+
+
+def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):
+    wrong = Job(epath.Path(place / "wrong"), (), (f"Data.path = '{place / 'nowhere'}'", "Train.steps = 1"))
+    notes = []
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; wrong: error: .*nowhere.*exit code 2"):
+        train_all([wrong], 1, notes.append)
+    assert notes[0] == "run 1/1: wrong" and notes[1].startswith("failed: wrong")
+
+
+def test_what_is_half_done_is_not_done(place):
+    bindings = ("Train.steps = 6",)
+    job = Job(epath.Path(place / "half"), (), bindings)
+    (place / "half" / "checkpoints" / "3").mkdir(parents=True)
+    assert not is_done(job)
+    (place / "half" / "checkpoints" / "6").mkdir()
+    assert not is_done(job)  # there is no config beside it
+    (place / "half" / "config.gin").write_text("Train.steps = 9\n")
+    assert not is_done(job)
+    (place / "half" / "config.gin").write_text("Train.steps = 6\n")
+    assert is_done(job)
+    with pytest.raises(ConfigError, match=r"half: Train\.checkpoint_every: expected more than 0 in a sweep"):
+        is_done(Job(job.directory, (), (*bindings, "Train.checkpoint_every = 0")))
