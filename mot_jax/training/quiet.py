@@ -69,7 +69,7 @@ def _is_orbax_read(left) -> bool:
 
 def _is_orbax_traceback(record: logging.LogRecord) -> bool:
     """Or a complaint of the file of times, from which nothing is restored: a kill may have cut it short."""
-    of_times = "Failed to read Metadata file" in str(record.msg)
+    of_times = "Metadata file" in str(record.msg)
     return (bool(record.exc_info) or of_times) and "orbax" in record.pathname
 
 
