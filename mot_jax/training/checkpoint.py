@@ -211,7 +211,8 @@ class Checkpoints:
             yield
         except (OSError, ValueError, RuntimeError) as error:
             join_failed_save()
-            steps = [int(path.name) for path in self.directory.iterdir() if path.name.isdigit()]
+            place = self.directory
+            steps = [int(path.name) for path in place.iterdir() if path.name.isdigit()] if place.exists() else []
             kept = f"the newest complete one is of step {max(steps)}" if steps else "there is no complete one"
             raise CheckpointError(
                 f"{self.directory}: a checkpoint could not be written ({_reason(error)}); {kept}"

@@ -68,7 +68,9 @@ def _is_orbax_read(left) -> bool:
 
 
 def _is_orbax_traceback(record: logging.LogRecord) -> bool:
-    return bool(record.exc_info) and "orbax" in record.pathname
+    """Or a complaint of the file of times, from which nothing is restored: a kill may have cut it short."""
+    of_times = "Metadata file" in str(record.msg)
+    return (bool(record.exc_info) or of_times) and "orbax" in record.pathname
 
 
 def _is_unretrieved(record: logging.LogRecord) -> bool:

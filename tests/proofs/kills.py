@@ -135,8 +135,8 @@ def found(run: pathlib.Path, known: set[int]) -> str:
 def check_begin(life: Life, newest: int | None) -> str | None:
     """What is wrong with how a life began, if it got that far."""
     text = life.output.read_text()
-    if "Traceback" in text or "damaged" in text or "error:" in text:
-        return text.strip().splitlines()[-1]
+    if complaint := re.search(r"^(error: .*|Traceback.*|.* is damaged .*)$", text, re.MULTILINE):
+        return complaint[1]
     began = re.search(r"^run directory: [^\n]*?(?:, from step (\d+))?$", text, re.MULTILINE)
     at = began and int(began[1] or 0)
     return None if at in (None, newest or 0) else f"began at step {at}, the newest complete checkpoint was of {newest}"
