@@ -1,8 +1,8 @@
-"""Steps that take much longer than those before them, and programs that compile again."""
+"""Steps that take much longer than others, processes that hold the others up, programs that compile again."""
 
 import collections
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 FACTOR = 3.0  # times the median
 LEAST = 0.1  # seconds more than it: less is nobody's trouble
@@ -33,6 +33,23 @@ class SlowSteps:
     def reported(self) -> None:
         """A line of metrics was written: the next straggler is told again."""
         self._silent = False
+
+
+def held_up_by(busy: Sequence[float], step_seconds: float) -> str | None:
+    """Which process the others wait for, in words; None for none.
+
+    Args:
+      busy: by process, the seconds of a step in which its host worked or waited for data. In a step that all take
+        together the others wait that long on their devices.
+    """
+    slowest = max(range(len(busy)), key=busy.__getitem__)
+    median = statistics.median(busy)
+    if busy[slowest] <= FACTOR * median or busy[slowest] - median <= 0.1 * step_seconds:
+        return None
+    return (
+        f"process {slowest} holds the others up: its host is busy for {busy[slowest]:.2f} s of a step's "
+        f"{step_seconds:.2f} s, half of them for {median:.2f} s or less"
+    )
 
 
 class Compilations:

@@ -29,7 +29,7 @@ from mot_jax.training.metrics import Clock, Window, tokens_of
 from mot_jax.training.profiling import ProfileWindow
 from mot_jax.training.progress import TrainProgress
 from mot_jax.training.run_directory import PROFILE, sample_path
-from mot_jax.training.slow_steps import Compilations, SlowSteps
+from mot_jax.training.slow_steps import Compilations, SlowSteps, held_up_by
 from mot_jax.training.state import TrainState
 from mot_jax.training.writers import MetricsFile, TensorBoard
 
@@ -176,7 +176,15 @@ class Loop:
         self._write(line)
         self.job.progress.train(line)
         self._slow_steps.reported()
+        self._find_straggler(step)
         self.window, self.clock = Window(), Clock(started=self.clock.started)
+
+    def _find_straggler(self, step: int) -> None:
+        if jax.process_count() == 1 or not self.clock.steps:
+            return
+        busy = (self.clock.seconds - self.clock.blocked) / self.clock.steps
+        if told := held_up_by(gather(f"busy/{step}", busy), self.clock.seconds / self.clock.steps):
+            self.job.progress.note(f"step {step}: {told}")
 
     def _by_modality(self, name: str, means: dict) -> dict:
         """The value over all, if there is one, and each modality's, in the order of the modalities."""

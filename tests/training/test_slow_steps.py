@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mot_jax.training.slow_steps import NEEDED, Compilations, SlowSteps
+from mot_jax.training.slow_steps import NEEDED, Compilations, SlowSteps, held_up_by
 
 
 def test_a_straggler_is_told_once_a_line():
@@ -28,6 +28,15 @@ def test_no_median_before_there_are_steps_and_no_word_of_milliseconds():
     for number in range(2, 30):
         watch.step(number, 0.001 if number % 9 else 0.01, 0.0)
     assert notes == []
+
+
+def test_the_process_that_the_others_wait_for_is_named():
+    assert held_up_by([0.1, 0.1, 1.5, 0.2], 2.0) == (
+        "process 2 holds the others up: its host is busy for 1.50 s of a step's 2.00 s, half of them for 0.15 s or less"
+    )
+    assert held_up_by([0.01, 0.01, 0.1, 0.01], 2.0) is None  # hardly a part of the step
+    assert held_up_by([1.5, 1.5, 1.6, 1.5], 2.0) is None
+    assert held_up_by([1.0], 1.0) is None
 
 
 def test_another_shape_is_told():
