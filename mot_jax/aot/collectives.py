@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
@@ -35,7 +36,7 @@ def collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Traffic]:
         group = _group(instruction, mesh_shape)
         key = operation, axes_of(group, mesh_shape)
         counts[key] += times
-        sent[key] += times * sent_bytes(operation, _result_bytes(operation, instruction), len(group))
+        sent[key] += times * sent_bytes(operation, _result_bytes(operation, instruction, len(group)), len(group))
     found = [Traffic(*key, counts[key], sent[key]) for key in counts]
     return sorted(found, key=lambda each: -each.sent)
 
@@ -71,17 +72,14 @@ def _a_later_stage(module: Module, computation: str, instruction: Instruction) -
     return not any('"AsyncCollectiveStart"' in each.rest for each in module.computations[computation])
 
 
-def _result_bytes(operation: str, instruction: Instruction) -> int:
+def _result_bytes(operation: str, instruction: Instruction, devices: int) -> int:
     """Of the result on one device; the -start form shows its operands too, before the results."""
     shapes = instruction.shapes
     if instruction.opcode.endswith("-start") and len(shapes) > 1 and operation != "all-reduce":
         shapes = shapes[1:2] if operation == "collective-permute" else shapes[len(shapes) // 2 :]
     total = sum(shape.bytes for shape in shapes)
     if operation == "reduce-scatter" and instruction.opcode.startswith("all-reduce"):
-        sizes = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.rest) or re.search(
-            r"replica_groups=\[\d+,(\d+)\]", instruction.rest
-        )
-        total //= len(sizes[1].split(",")) if sizes[0].endswith("}") else int(sizes[1])
+        total //= devices
     return total
 
 
@@ -97,4 +95,19 @@ def _group(instruction: Instruction, mesh_shape: Mapping[str, int]) -> list[int]
         if iota[4]:
             places = places.transpose([int(axis) for axis in iota[4].split(",")])
         return places.reshape(int(iota[1]), int(iota[2]))[0].tolist()
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", instruction.rest):
+        return _along(re.findall(r"'([^']+)'=(\d+)", named[1]), re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named[2]))
     return list(range(devices))
+
+
+def _along(mesh: list[tuple[str, str]], axes: list[tuple[str, str, str]]) -> list[int]:
+    """The first group of a mesh along some axes: (name, "", "") is a whole one, (name, before, size) a factor of it."""
+    parts = {name: (before, size) for name, before, size in axes}
+    shape, varying = [], []
+    for name, size in mesh:
+        before, own = parts.get(name, ("", ""))
+        factors = [int(before or 1), int(own or size)]
+        shape += [*factors, int(size) // math.prod(factors)]
+        varying += [False, name in parts, False]
+    places = np.arange(math.prod(shape)).reshape(shape)
+    return places[tuple(slice(None) if varies else 0 for varies in varying)].reshape(-1).tolist()

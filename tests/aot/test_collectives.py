@@ -60,8 +60,17 @@ def test_axes_are_those_along_which_places_differ():
     assert axes_of([0, 3], SHAPE) == ("?",)
 
 
-def test_groups_written_as_a_transposed_grid():
-    line = "  %x = f32[4]{0} all-reduce(%y), replica_groups=[4,2]<=[2,2,2]T(0,2,1), to_apply=%sum"
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "[4,2]<=[2,2,2]T(0,2,1)",
+        "mesh['data'=2,'fsdp'=2,'expert'=1,'tensor'=2] {'fsdp'}",
+        "mesh['all'=8] {'all':(2)2}",
+        "{{0,2},{1,3},{4,6},{5,7}}",
+    ],
+)
+def test_groups_in_every_way_they_are_written(groups):
+    line = f"  %x = f32[4]{{0}} all-reduce(%y), replica_groups={groups}, to_apply=%sum"
     text = f"ENTRY %main (y: f32[4]) -> f32[4] {{\n  %y = f32[4]{{0}} parameter(0)\n{line}\n}}\n"
     (found,) = collectives(hlo.parse(text), SHAPE)
     assert (found.axes, found.sent) == (("fsdp",), 16)
