@@ -32,7 +32,7 @@ def losses(run_dir) -> list[tuple]:
 
 def streams(run_dir) -> dict[int, dict]:
     with Checkpoints(run_dir / "checkpoints") as checkpoints:
-        return {step: checkpoints.data_state(step) for step in checkpoints.steps()}
+        return {step: checkpoints.data_state(step, checkpoints.meta(step)) for step in checkpoints.steps()}
 
 
 def same(run_dir, expected_dir) -> float:

@@ -125,7 +125,11 @@ def test_killed_stopped_and_resumed_by_fewer_equals_one_process(dataset_director
         common = set(several.steps()) & set(one.steps())
         assert {10, killed_at, 60} <= common
         for step in common:
-            assert several.data_state(step) == one.data_state(step)
+            assert states_of(several, step) == states_of(one, step)
+
+
+def states_of(checkpoints, step: int) -> dict:
+    return checkpoints.data_state(step, checkpoints.meta(step))
 
 
 def last_line(run_dir) -> int:
