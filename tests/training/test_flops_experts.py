@@ -79,8 +79,11 @@ def branch(eqn, inputs):
 
 
 def repeat(eqn, inputs):
-    first = eqn.params["num_consts"]
-    second = first + eqn.params["num_carry"]
+    if "ft_in" in eqn.params:  # jax 0.11
+        first, count = map(len, eqn.params["ft_in"][:2])
+    else:
+        first, count = eqn.params["num_consts"], eqn.params["num_carry"]
+    second = first + count
 
     def turn(carry, scanned):
         results, more = products(eqn.params["jaxpr"], [*inputs[:first], *carry[0], *scanned])
