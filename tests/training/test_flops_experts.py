@@ -78,20 +78,24 @@ def branch(eqn, inputs):
     return products(eqn.params["branches"][list(taken).index(True)], inputs[1:])
 
 
-def repeat(eqn, inputs):
+def scan_inputs(eqn, inputs) -> tuple[list, list, list]:
+    """(constants, what is carried, what is scanned)."""
     if "ft_in" in eqn.params:  # jax 0.11
-        first, count = map(len, eqn.params["ft_in"][:2])
-    else:
-        first, count = eqn.params["num_consts"], eqn.params["num_carry"]
-    second = first + count
+        return tuple(map(list, eqn.params["ft_in"].update(inputs).unpack()))
+    first = eqn.params["num_consts"]
+    second = first + eqn.params["num_carry"]
+    return inputs[:first], inputs[first:second], inputs[second:]
 
-    def turn(carry, scanned):
-        results, more = products(eqn.params["jaxpr"], [*inputs[:first], *carry[0], *scanned])
-        return (results[: second - first], carry[1] + more), results[second - first :]
 
-    carry = (inputs[first:second], jnp.int32(0))
+def repeat(eqn, inputs):
+    constants, carried, scanned = scan_inputs(eqn, inputs)
+
+    def turn(carry, slices):
+        results, more = products(eqn.params["jaxpr"], [*constants, *carry[0], *slices])
+        return (results[: len(carried)], carry[1] + more), results[len(carried) :]
+
     length, reverse = eqn.params["length"], eqn.params["reverse"]
-    (results, total), stacked = jax.lax.scan(turn, carry, inputs[second:], length=length, reverse=reverse)
+    (results, total), stacked = jax.lax.scan(turn, (carried, jnp.int32(0)), scanned, length=length, reverse=reverse)
     return [*results, *stacked], total
 
 
