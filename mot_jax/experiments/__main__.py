@@ -1,7 +1,5 @@
 """`python -m mot_jax.experiments SWEEP --dir DIR`."""
 
-import dataclasses
-import json
 import sys
 
 from etils import epath
@@ -38,6 +36,10 @@ def main(argv: list[str]) -> None:
 
     if arguments.at_once < 1:
         raise ConfigError(f"--at_once: expected at least 1, got {arguments.at_once}")
+    # Slow imports, after all that can be refused.
+    from mot_jax.evaluation.compare.command import compare_runs
+    from mot_jax.evaluation.evaluate import write_json
+
     choices: dict[str, Choice] = {}
     if sweep.learning_rates:
         searches = search_jobs(sweep, directory)
@@ -47,12 +49,9 @@ def main(argv: list[str]) -> None:
             losses = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in choice.losses.items())
             edge = "; at the edge of what was tried" if choice.at_edge else ""
             note(f"learning rate of {arm}: {choice.rate:g} (held-out losses {losses}){edge}")
-        found = {arm: dataclasses.asdict(choice) | {"at_edge": choice.at_edge} for arm, choice in choices.items()}
-        (directory / "learning_rates.json").write_text(json.dumps(found, indent=2) + "\n")
+        write_json(directory / "learning_rates.json", {arm: choice.as_json() for arm, choice in choices.items()})
     todo = jobs(sweep, directory, {arm: choice.rate for arm, choice in choices.items()})
     train_all(todo, arguments.at_once, note)
-    from mot_jax.evaluation.compare.command import compare_runs
-
     named = sorted((job.directory.name for job in todo), key=lambda name: name.rpartition("_")[0] != sweep.reference)
     compare_runs(CompareArguments(tuple(str(directory / name) for name in named), str(directory / "compare")))
 

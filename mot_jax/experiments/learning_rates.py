@@ -21,6 +21,10 @@ class Choice:
     def at_edge(self) -> bool:
         return len(self.losses) > 1 and self.rate in (min(self.losses), max(self.losses))
 
+    def as_json(self) -> dict:
+        losses = {str(rate): loss if math.isfinite(loss) else None for rate, loss in self.losses.items()}
+        return {"rate": self.rate, "losses": losses, "at_edge": self.at_edge}
+
 
 def choose(jobs: Mapping[float, Job]) -> Choice:
     """Of one arm's finished runs.

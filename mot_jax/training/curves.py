@@ -46,6 +46,11 @@ def draw_losses(lines: Sequence[dict], path: epath.PathLike) -> None:
         axes.legend()
         if index == 0:
             axes.set_ylabel("loss (nats per token)")
+    write_figure(figure, path)
+
+
+def write_figure(figure, path: epath.PathLike, dpi: int = 110) -> None:
+    """As PNG, to any file system."""
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
+    figure.savefig(image, format="png", dpi=dpi)
     epath.Path(path).write_bytes(image.getvalue())

@@ -1,12 +1,11 @@
 """memory.png: how much of each memory layer's table the held-out tokens read, and how evenly, over the steps."""
 
-import io
 from collections.abc import Sequence
 
 from etils import epath
 
 from mot_jax.evaluation.usage import MEMORY
-from mot_jax.training.curves import curve
+from mot_jax.training.curves import curve, write_figure
 
 SHOWN = {"used": "share of values read", "kl_to_uniform": "KL of usage to uniform (nats)"}
 
@@ -29,6 +28,4 @@ def draw_memory(lines: Sequence[dict], path: epath.PathLike) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    epath.Path(path).write_bytes(image.getvalue())
+    write_figure(figure, path)

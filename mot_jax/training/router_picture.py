@@ -1,13 +1,12 @@
 """routers.png: where the tokens of every layer and pool went, and how well auxiliary routers foresee it."""
 
-import io
 from collections.abc import Sequence
 
 from etils import epath
 
 from mot_jax.nn.depth import POOL
 from mot_jax.objectives.next_token import ROUTER
-from mot_jax.training.curves import curve
+from mot_jax.training.curves import curve, write_figure
 
 CURVES = ("unserved", "dropped", "selected", "gate", "balance", "precision", "recall", "agreement")
 
@@ -46,9 +45,7 @@ def draw_routers(lines: Sequence[dict], path: epath.PathLike) -> None:
             axes.grid(alpha=0.3)
             if row == 1 + min(shown.index(m) for m in metrics if m in shown):
                 axes.legend(fontsize=7)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=100)
-    epath.Path(path).write_bytes(image.getvalue())
+    write_figure(figure, path, dpi=100)
 
 
 def _draw_shares(axes, lines: Sequence[dict], pool: str, metrics: dict[str, list[int]]) -> None:

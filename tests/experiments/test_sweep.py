@@ -95,6 +95,7 @@ def test_the_lowest_last_held_out_loss_chooses(tmp_path):
     }
     found = choose(tried)
     assert found.rate == 2.0 and not found.at_edge and found.losses == {1.0: 3.0, 2.0: 2.0, 3.0: float("inf")}
+    assert found.as_json() == {"rate": 2.0, "losses": {"1.0": 3.0, "2.0": 2.0, "3.0": None}, "at_edge": False}
     assert choose({1.0: tried[1.0], 2.0: tried[2.0]}).at_edge
     causal = finished(tmp_path, "causal", line(2, 1.0, causal_loss=5.0))
     assert choose({1.0: causal, 2.0: tried[2.0]}).rate == 2.0

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -98,13 +99,17 @@ def arms_of(directories: Sequence[str]) -> tuple[Arm, ...]:
             f"compare: expected a reference and at least one other config, got {len(directories)} "
             f"{'runs of one config' if len(directories) > 1 else 'run'}: {', '.join(directories)}"
         )
-    return tuple(Arm(_name([run.directory.name for run in arm]), tuple(arm)) for arm in found)
+    names = [_name([run.directory.name for run in arm]) for arm in found]
+    if len(set(names)) < len(names):  # runs/a/mot and runs/b/mot
+        names = [os.fspath(arm[0].directory) for arm in found]
+    return tuple(Arm(name, tuple(arm)) for name, arm in zip(names, found, strict=True))
 
 
 def _name(names: Sequence[str]) -> str:
-    """What the names of an arm's directories begin with: `dense` of dense_0 and dense_1."""
+    """What the names of an arm's directories begin with: `dense` of dense_10 and dense_11."""
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in same).rstrip("_-.") or names[0]
+    prefix = "".join(letters[0] for letters in same)
+    return (re.sub(r"[_\-.]\d*$", "", prefix) if len(names) > 1 else prefix) or names[0]
 
 
 def _differences(one: FinishedRun, other: FinishedRun) -> list[str]:

@@ -1,13 +1,12 @@
 """A figure a modality: the losses of all arms against steps, FLOPs and seconds."""
 
-import io
-
 import numpy as np
 from etils import epath
 
 from mot_jax.evaluation.compare.arms import HELD_OUT, TRAIN
 from mot_jax.evaluation.compare.matching import mean_curve
 from mot_jax.evaluation.compare.report import KINDS, Comparison
+from mot_jax.training.curves import write_figure
 
 AXES = {"steps": "steps", "flops": "training FLOPs", "seconds": "seconds of training"}
 
@@ -39,9 +38,7 @@ def draw(comparison: Comparison, modality: str, path: epath.Path) -> None:
             if known:
                 _frame(axes, np.concatenate(known))
                 axes.legend(fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    path.write_bytes(image.getvalue())
+    write_figure(figure, path)
 
 
 def _frame(axes, losses: np.ndarray) -> None:

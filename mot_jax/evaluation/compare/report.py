@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mot_jax.evaluation.compare.arms import ALL, HELD_OUT, TRAIN, WINDOW, Arm, curves, what_differs
 from mot_jax.evaluation.compare.matching import Curve, Match, Share, match
+from mot_jax.training.progress import say
 
 KINDS = {TRAIN: "training loss", HELD_OUT: "held-out loss"}
 
@@ -81,10 +82,10 @@ def show(comparison: Comparison, console: Console) -> None:
         wanted = arm.runs[0].config.train.steps
         for run in arm.runs:
             if run.steps < wanted:
-                _say(console, f"{run.directory}: unfinished, {run.steps:,} of {wanted:,} steps; losses end there")
+                say(console, f"{run.directory}: unfinished, {run.steps:,} of {wanted:,} steps; losses end there")
         differs = "; ".join(what_differs(reference, arm)) or "the reference"
         future = "; its training loss had later tokens to choose by" if arm.sees_future else ""
-        _say(console, f"{arm.name}: {seeds}, {arm.steps:,} steps; {differs}{future}")
+        say(console, f"{arm.name}: {seeds}, {arm.steps:,} steps; {differs}{future}")
     for split, title in KINDS.items():
         rows = [row for row in comparison.rows if row.split == split]
         smoothed = f", mean over {comparison.window} steps" if split == TRAIN else ""
@@ -98,7 +99,7 @@ def show(comparison: Comparison, console: Console) -> None:
         if rows:
             console.print(table)
         else:
-            _say(console, f"no {title} that both have")
+            say(console, f"no {title} that both have")
 
 
 def _share(share: Share) -> str:
@@ -108,7 +109,3 @@ def _share(share: Share) -> str:
     if share.low is None:
         return value
     return f"{value}\n{share.low:.3f} to {'not reached' if share.high is None else f'{share.high:.3f}'}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -92,6 +92,14 @@ def test_a_comparison_is_written_and_drawn(arms, tmp_path, capfd):
     assert "mot: 2 seeds, 8 steps; Model.untied" in printed and "unfinished" not in printed
 
 
+def test_arms_have_names_of_their_own(first, arms):
+    (first.parent / "inner").mkdir()
+    twin = other(first, "inner/dense_0", 1.0, ("Model.ffn_dim = 32", "Model.ffn_dim = 40"))
+    assert [arm.name for arm in arms_of([arms[0], twin])] == [arms[0], twin]
+    tens = [other(first, f"wide_1{seed}", 1.0, ("Train.seed = 0", f"Train.seed = {seed}")) for seed in (5, 6)]
+    assert [arm.name for arm in arms_of([*tens, arms[2]])] == ["wide", "mot_0"]
+
+
 def test_seconds_are_those_of_steps(first):
     (run,) = arms_of([str(first), other(first, "third", 1.0, ("Model.ffn_dim = 32", "Model.ffn_dim = 48"))])[0].runs
     (curve,) = curves(arms_of([str(first), str(first.parent / "third")])[0], "train", "all", 1)
