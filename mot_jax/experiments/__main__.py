@@ -8,8 +8,9 @@ from rich.console import Console
 from mot_jax.cli import CompareArguments, Parser, parse_flags, run_main
 from mot_jax.errors import ConfigError
 from mot_jax.experiments.learning_rates import Choice, choose
+from mot_jax.experiments.read_sweep import read_sweep
 from mot_jax.experiments.runner import train_all
-from mot_jax.experiments.sweep import jobs, read_sweep, search_jobs
+from mot_jax.experiments.sweep import jobs, search_jobs
 from mot_jax.training.progress import say
 
 _EXAMPLES = """A sweep is a TOML file or the name of one in configs/sweeps. What is done is skipped.

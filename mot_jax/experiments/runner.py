@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import IO
 
 from mot_jax.errors import ConfigError, UserError
 from mot_jax.experiments.sweep import Job
@@ -45,13 +44,14 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
     waiting = [job for job in jobs if not is_done(job)]
     if done := len(jobs) - len(waiting):
         note(f"{done} of {len(jobs)} runs are done already")
-    running: dict[subprocess.Popen, tuple[Job, float, IO]] = {}
+    running: dict[subprocess.Popen, tuple[Job, float]] = {}
     failed: list[str] = []
     number = done
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
-                job, number = waiting.pop(0), number + 1
+            while len(running) < at_once and (ready := _ready(waiting, running)):
+                waiting.remove(job := ready[0])
+                number += 1
                 note(f"run {number}/{len(jobs)}: {job.directory.name}")
                 running[_start(job)] = job, time.monotonic()
             time.sleep(POLL)
@@ -70,6 +70,12 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
             process.wait()
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {failed[0]}; its log is beside its directory")
+
+
+def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float]]) -> list[Job]:
+    """Those that go on from no run that is still to be finished."""
+    unfinished = {job.directory for job in waiting} | {job.directory for job, _ in running.values()}
+    return [job for job in waiting if job.after not in unfinished]
 
 
 def _start(job: Job) -> subprocess.Popen:

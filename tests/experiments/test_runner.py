@@ -22,6 +22,9 @@ set = [
 [arms.dense]
 [arms.wider]
 set = ["Model.ffn_dim = 48"]
+[arms.upcycled]
+start = "dense@3"
+set = ["Train.steps = 3", "Model.untied = ('feed_forward',)"]
 """
 
 
@@ -38,12 +41,14 @@ def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
     arguments = [str(place / "small.toml"), "--dir", str(place / "out"), "--at_once", "2"]
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
-    assert "run 2/2: wider_0" in printed and "done: dense_0 after" in printed
+    assert "run 2/3: wider_0" in printed
+    assert printed.index("done: dense_0 after") < printed.index("run 3/3: upcycled_0")
     found = json.loads((place / "out" / "compare" / "compare.json").read_text())
     assert found["reference"] == "dense_0" and found["arms"]["wider_0"]["differs"] == ["Model.ffn_dim: 32 became 48"]
+    assert found["arms"]["upcycled_0"]["steps"] == [6]
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
-    assert "2 of 2 runs are done already" in printed and "run 1" not in printed
+    assert "3 of 3 runs are done already" in printed and "run 1" not in printed
 
 
 def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):

@@ -7,7 +7,8 @@ from etils import epath
 
 from mot_jax.errors import ConfigError, DataError
 from mot_jax.experiments.learning_rates import choose
-from mot_jax.experiments.sweep import Job, jobs, read_sweep, search_jobs
+from mot_jax.experiments.read_sweep import read_sweep
+from mot_jax.experiments.sweep import Job, jobs, search_jobs
 from mot_jax.gin_config import configs_directory
 
 TEXT = """
@@ -61,6 +62,39 @@ def test_what_is_wrong_is_said_with_its_place(before, after, expected, tmp_path)
     with pytest.raises(ConfigError) as caught:
         read_sweep(path)
     assert str(caught.value).startswith(f"{path}: ") and expected in str(caught.value)
+
+
+STARTED = """
+set = ["Train.steps = 40", "Train.checkpoint_every = 10"]
+[arms.seed]
+[arms.late]
+start = "seed@20"
+set = ["Train.steps = 20", "Model.untied = ('feed_forward',)"]
+"""
+
+
+def test_an_arm_goes_on_where_each_seed_of_another_was(tmp_path):
+    sweep, place = read_sweep(write(tmp_path, STARTED)), epath.Path(tmp_path)
+    first, late = jobs(sweep, place, {})
+    assert first.after is None and late.after == first.directory == place / "seed_0"
+    assert late.run.train.init_from == f"{place}/seed_0@20" and late.run.train.keep_data
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("seed@20", "seed", "arms.late.start: expected an arm and a step, as in 'dense@500', got 'seed'"),
+        ("seed@20", "sed@20", "arms.late.start: no other arm 'sed'; did you mean 'seed'?"),
+        ("seed@20", "late@20", "arms.late.start: no other arm 'late'"),
+        ("seed@20", "seed@10", "arms.late.start: of seed the checkpoints 20, 30, 40 are kept, not 10"),
+        ("[arms.seed]", "learning_rates = [1e-3]\n[arms.seed]", "an arm with a start cannot search learning rates"),
+        ("[arms.seed]", '[arms.seed]\nstart = "late@20"', "cannot start from late, which has a start itself"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused(before, after, expected, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read_sweep(write(tmp_path, STARTED.replace(before, after)))
+    assert expected in str(caught.value)
 
 
 def test_one_arm_is_no_sweep_and_a_misspelt_name_is_told(tmp_path):

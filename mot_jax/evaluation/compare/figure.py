@@ -3,9 +3,9 @@
 import numpy as np
 from etils import epath
 
-from mot_jax.evaluation.compare.arms import HELD_OUT, TRAIN
 from mot_jax.evaluation.compare.matching import mean_curve
 from mot_jax.evaluation.compare.report import KINDS, Comparison
+from mot_jax.evaluation.compare.runs import HELD_OUT, TRAIN
 from mot_jax.training.curves import write_figure
 
 AXES = {"steps": "steps", "flops": "training FLOPs", "seconds": "seconds of training"}

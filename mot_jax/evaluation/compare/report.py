@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from mot_jax.evaluation.compare.arms import ALL, HELD_OUT, TRAIN, WINDOW, Arm, curves, what_differs
+from mot_jax.evaluation.compare.arms import Arm, what_differs
+from mot_jax.evaluation.compare.curves import ALL, WINDOW, curves
 from mot_jax.evaluation.compare.matching import Curve, Match, Share, match
+from mot_jax.evaluation.compare.runs import HELD_OUT, TRAIN
 from mot_jax.training.progress import say
 
 KINDS = {TRAIN: "training loss", HELD_OUT: "held-out loss"}
@@ -79,10 +81,9 @@ def show(comparison: Comparison, console: Console) -> None:
     reference = comparison.arms[0]
     for arm in comparison.arms:
         seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
-        wanted = arm.runs[0].config.train.steps
         for run in arm.runs:
-            if run.steps < wanted:
-                say(console, f"{run.directory}: unfinished, {run.steps:,} of {wanted:,} steps; losses end there")
+            if run.steps < run.wanted:
+                say(console, f"{run.directory}: unfinished, {run.steps:,} of {run.wanted:,} steps; losses end there")
         differs = "; ".join(what_differs(reference, arm)) or "the reference"
         future = "; its training loss had later tokens to choose by" if arm.sees_future else ""
         say(console, f"{arm.name}: {seeds}, {arm.steps:,} steps; {differs}{future}")

@@ -10,7 +10,9 @@ import pytest
 import eval as eval_script
 from mot_jax.cli import run_main
 from mot_jax.data.dataset import copy_artifacts
-from mot_jax.evaluation.compare.arms import arms_of, curves
+from mot_jax.errors import ConfigError
+from mot_jax.evaluation.compare.arms import arms_of
+from mot_jax.evaluation.compare.curves import curves
 from mot_jax.gin_config import load_run
 from mot_jax.training.loop import train
 from mot_jax.training.writers import read_metrics
@@ -107,6 +109,25 @@ def test_seconds_are_those_of_steps(first):
     rates = [next(took[later] for later in range(step, 9, 2) if took[later] is not None) for step in (2, 4, 6, 8)]
     assert curve.steps.tolist() == [2, 4, 6, 8]
     assert curve.seconds.tolist() == pytest.approx([2 * sum(rates[: i + 1]) for i in range(4)])
+
+
+def test_what_a_run_goes_on_from_counts_as_spent(first):
+    goes_on = ("Train.keep_data = False", "Train.keep_data = True")
+    begun = [("Train.init_from = None", f"Train.init_from = '{first}@4'"), goes_on]
+    later = [
+        other(first, "later_0", 0.5, *begun),
+        other(first, "later_1", 0.6, *begun, ("Train.seed = 0", "Train.seed = 1")),
+    ]
+    reference, arm = arms_of([str(first), *later])
+    (whole,), (curve, _) = curves(reference, "train", "all", 1), curves(arm, "train", "all", 1)
+    assert curve.steps.tolist() == [2, 4, 6, 8, 10, 12] and arm.steps == 12
+    assert curve.losses.tolist() == pytest.approx([*whole.losses[:2], *(0.5 * whole.losses)])
+    for spent in ("flops", "seconds"):
+        until = getattr(whole, spent)
+        assert getattr(curve, spent).tolist() == pytest.approx([*until[:2], *(until[1] + until)])
+    gone = other(first, "gone", 1.0, (begun[0][0], "Train.init_from = 'nowhere'"), goes_on)
+    with pytest.raises(ConfigError, match=r"gone goes on from nowhere \(Train\.init_from\), where there is no run"):
+        arms_of([str(first), gone])
 
 
 def test_an_unfinished_run_is_told(first, arms, capfd):
