@@ -17,14 +17,14 @@ reference = "dense"
 set = [
   "Data.path = '{data}'", "Data.sequence_length = 48", "Data.global_batch_size = 8",
   "Model.dim = 16", "Model.num_layers = 1", "Model.num_heads = 2", "Model.ffn_dim = 32", "Train.sample_every = 0",
-  "Train.steps = 6", "Train.log_every = 2", "Train.eval_every = 3", "Train.checkpoint_every = 3",
+  "Train.steps = 6", "Train.log_every = 2", "Train.eval_every = 3", "Train.checkpoint_every = 2",
 ]
 [arms.dense]
 [arms.wider]
 set = ["Model.ffn_dim = 48"]
-[arms.upcycled]
-start = "dense@3"
-set = ["Train.steps = 3", "Model.untied = ('feed_forward',)"]
+[arms.later]
+start = "dense@2"
+set = ["Train.steps = 4"]
 """
 
 
@@ -42,10 +42,10 @@ def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
     assert "run 2/3: wider_0" in printed
-    assert printed.index("done: dense_0 after") < printed.index("run 3/3: upcycled_0")
+    assert printed.index("done: dense_0 after") < printed.index("run 3/3: later_0")
     found = json.loads((place / "out" / "compare" / "compare.json").read_text())
     assert found["reference"] == "dense_0" and found["arms"]["wider_0"]["differs"] == ["Model.ffn_dim: 32 became 48"]
-    assert found["arms"]["upcycled_0"]["steps"] == [6]
+    assert found["arms"]["later_0"]["steps"] == [6]
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
     assert "3 of 3 runs are done already" in printed and "run 1" not in printed
