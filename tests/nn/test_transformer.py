@@ -102,17 +102,19 @@ def test_forward_equals_the_token_by_token_reference(fields, rng):
     assert error < 1e-5
 
 
-@pytest.mark.parametrize("fields", [{"scan_layers": True}, {"remat": "full"}, {"scan_layers": True, "remat": "dots"}])
-def test_scan_and_remat_change_nothing(fields, rng):
+def test_scan_and_remat_change_nothing(rng):
     batch = random_batch(rng, 2, 16)
+    weights = rng.normal(size=(2, 16, 32)).astype(np.float32)  # not squares: what a norm gives has a constant square
 
     def run(model):
         params = transformer.init(model, jax.random.key(0))
-        return jax.jit(jax.value_and_grad(lambda p: (transformer.apply(model, p, batch)[0] ** 2).sum()))(params)
+        return jax.jit(jax.value_and_grad(lambda p: (transformer.apply(model, p, batch)[0] * weights).sum()))(params)
 
-    plain, changed = run(small_model(untied=ALL)), run(small_model(untied=ALL, **fields))
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(changed), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-3 * np.abs(a).max())
+    plain = run(small_model(untied=ALL))
+    for fields in ({"scan_layers": True}, {"remat": "full"}, {"scan_layers": True, "remat": "dots"}):
+        changed = run(small_model(untied=ALL, **fields))
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(changed), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5 * np.abs(a).max(), err_msg=str(fields))
 
 
 def test_an_absent_modality_has_zero_gradients_not_missing_ones(rng):
