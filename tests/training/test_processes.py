@@ -17,6 +17,7 @@ from mot_jax.errors import ConfigError
 from mot_jax.parallel.processes import LOST, started
 from mot_jax.parallel.rows import shards_by_process
 from mot_jax.training.checkpoint import Checkpoints
+from mot_jax.training.run_directory import has_checkpoint
 from mot_jax.training.writers import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -62,8 +63,8 @@ class Job:
                 )
 
     def send(self, number: int, index: int, after: int) -> None:
-        """A signal to one process, as soon as there are lines of metrics past a step."""
-        while last_line(self.run_dir) <= after:
+        """A signal to one process, as soon as there are lines of metrics past a step, and a checkpoint."""
+        while last_line(self.run_dir) <= after or not has_checkpoint(self.run_dir):
             assert all(process.poll() is None for process in self.processes), self.ends()
             time.sleep(0.005)
         self.processes[index].send_signal(number)
