@@ -29,6 +29,8 @@ class Source:
 class Digits(Source):
     """Handwritten digits as image tokens, captions as text, spoken digits as speech units, and plain English."""
 
+    version: ClassVar[int] = 2
+
     image_size: int = 16  # pixels a side: 16, 24 (centre crop) or 28
     patch_size: int = 4
     image_codes: int = 256

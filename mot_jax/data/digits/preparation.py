@@ -70,8 +70,8 @@ def check(config: Digits) -> None:
 
 def read(config: Digits, report: Report) -> tuple[Raw, Raw]:
     """(training, held out). Speech is synthesised meanwhile, in a process of its own."""
-    image_rng, voice_rng, utterance_rng, prose_rng = np.random.default_rng([config.seed, 0]).spawn(4)
-    repeats = min(max(1, config.documents // 10_000), 8)  # few documents need few utterances
+    image_rng, voice_rng, utterance_rng, prose_rng, speed_rng = np.random.default_rng([config.seed, 0]).spawn(5)
+    repeats = min(max(1, config.documents // 5_000), 16)  # few documents need few utterances
     plans = [speech.plan(voices, repeats, utterance_rng) for voices in speech.hold_out_voices(voice_rng)]
     requests = plans[0].requests + plans[1].requests
     espeak = speech.find_espeak()
@@ -87,8 +87,9 @@ def read(config: Digits, report: Report) -> tuple[Raw, Raw]:
         report("synthesising speech", 0.2)
         waveforms, sample_rate = spoken.result()
     report("analysing speech", 0.25)
-    rows = [features(waveform, sample_rate) for waveform in waveforms]
-    rows = (rows[: len(plans[0].requests)], rows[len(plans[0].requests) :])
+    heard = len(plans[0].requests)
+    parts = speech.change_speeds(waveforms[:heard], speed_rng), waveforms[heard:]
+    rows = [[features(waveform, sample_rate) for waveform in part] for part in parts]
     training, held_out = (
         Raw(
             images=pictures[chosen],
