@@ -23,7 +23,7 @@ def pictures(context: TaskContext) -> Scores:
     """Accuracies of both directions over at most `Eval.prompts` held-out pictures, groups as equally as there are any.
 
     Reading: whether the likeliest caption says the picture's group. Drawing, from captions that say group and colours,
-    three ways (see `ways_to_draw`): whether a judge reads the group, and whether the main colour is the first one asked.
+    three ways (see `ways_to_draw`): whether a judge reads that group, and whether the main colour is the first of them.
     The judge never saw these pictures. Beside stand its accuracy on all real held-out ones, and how often the main
     colour of a real one survives the codec; drawings are prototypical and may beat both.
     """

@@ -19,7 +19,7 @@ NAMES = (*ANCHORS, "grey", "black", "white")
 GREY, BLACK, WHITE = range(len(ANCHORS), len(NAMES))
 PALE, DARK, BRIGHT, INK = 50, 90, 235, 60  # of 255: chroma without a hue; of those the darkest and lightest; any black
 # What counts for less: paper and lines are in every picture, and where they meet is grey.
-WEIGHTS = np.array([1.0] * len(ANCHORS) + [0.25, 1e-4, 1e-8])
+WEIGHTS = np.array([1.0] * len(ANCHORS) + [0.25, 0.1, 1e-8])
 SECOND = 0.25  # of what is coloured a second colour must have to be named
 
 
