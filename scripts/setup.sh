@@ -52,7 +52,7 @@ if [ "$(cat "$venv/made-for" 2>/dev/null)" != "$key" ]; then
       exit 2
     }
   fi
-  extras=digits,facts,logging,test,dev${EXTRAS:+,$EXTRAS}
+  extras=digits,facts,pictures,logging,test,dev${EXTRAS:+,$EXTRAS}
   [ "$kind" = cpu ] || extras=$extras,$kind
   echo "setting up $venv: Python $version, jax for $kind (once; a minute or so)"
   rm -f "$venv/made-for"

@@ -10,13 +10,14 @@ from mot_jax.codecs import kmeans, storage
 from mot_jax.codecs.protocol import Codec
 from mot_jax.errors import DataError
 
-BLANK = 0  # the code of an all-zero patch
+BLANK = 0  # the code of a patch of background
 
 
 class ImagePatches(Codec, kind="image_patches"):
     """uint8 pictures [h, w] or [h, w, 3] <-> one code a patch, rows from the top, left to right.
 
-    Pictures are mostly background: code 0 is the all-zero patch, and the other codes are fitted to the rest.
+    Pictures are mostly background: code 0 is a patch of it, black or another grey, and the other codes are fitted to
+    the rest.
     """
 
     def __init__(self, codebook: UInt8[np.ndarray, "K D"], *, height: int, width: int, channels: int, patch_size: int):
@@ -30,8 +31,10 @@ class ImagePatches(Codec, kind="image_patches"):
         self.span_length = (height // patch_size) * (width // patch_size)
 
     @classmethod
-    def fit(cls, images: np.ndarray, *, patch_size: int, codes: int, seed: int = 0) -> "ImagePatches":
-        """A codebook of `codes` patches from pictures [N, h, w] or [N, h, w, 3]."""
+    def fit(
+        cls, images: np.ndarray, *, patch_size: int, codes: int, seed: int = 0, background: int = 0
+    ) -> "ImagePatches":
+        """A codebook of `codes` patches from pictures [N, h, w] or [N, h, w, 3] on a background of that grey level."""
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)):
             raise DataError(f"image_patches: expected uint8 [n, h, w] or [n, h, w, 3], got {_describe(images)}")
         if codes < 2:
@@ -39,12 +42,13 @@ class ImagePatches(Codec, kind="image_patches"):
         height, width, channels = images.shape[1], images.shape[2], images.shape[3] if images.ndim == 4 else 1
         check_geometry(height, width, channels, patch_size)
         patches = cut(images, patch_size).reshape(-1, patch_size * patch_size * channels)
-        patches = patches[patches.any(1)]
+        patches = patches[(patches != background).any(1)]
         if not len(patches):
             raise DataError("image_patches: every picture is blank, nothing to fit a codebook to")
         centroids = kmeans.fit(patches.astype(np.float32), codes - 1, seed=seed)
         # Whole grey levels, so that a decoded picture consists of codebook entries and encodes to itself.
-        codebook = np.concatenate([np.zeros((1, patches.shape[1]), np.uint8), np.rint(centroids).astype(np.uint8)])
+        blank = np.full((1, patches.shape[1]), background, np.uint8)
+        codebook = np.concatenate([blank, np.rint(centroids).astype(np.uint8)])
         return cls(codebook, height=height, width=width, channels=channels, patch_size=patch_size)
 
     def encode(self, value: Any) -> Int32[np.ndarray, "C"]:

@@ -4,7 +4,7 @@ Axis letters used throughout the project: B batch, S sequence, T flat tokens, D 
 H head dimension, F feed-forward, G groups, M modalities, V vocabulary, A position axes.
 """
 
-from mot_jax.config.data import Data, Digits, Facts, Source
+from mot_jax.config.data import Data, Digits, Facts, Pictures, Source
 from mot_jax.config.frozen import FrozenMapping
 from mot_jax.config.model import Block, Model, RopeScaling
 from mot_jax.config.model_checks import check_model, resolve
@@ -37,6 +37,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Parallel",
+    "Pictures",
     "Pool",
     "RopeScaling",
     "Rules",

@@ -60,6 +60,24 @@ class Facts(Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures(Source):
+    """Colour pictures of faces, people, animals, things, signs and flags as image tokens, beside captions."""
+
+    groups: tuple[str, ...] = ()  # as in ("animals and nature", "flags"); empty: all nine
+    image_size: int = 32  # pixels a side
+    patch_size: int = 4
+    image_codes: int = 1024
+    text_codes: int = 1024
+    documents: int = 60_000
+    seed: int = 0
+
+    def prepare(self, directory: str, report: Callable[[str, float], None]) -> None:
+        from mot_jax.data.pictures import prepare
+
+        prepare(self, directory, report)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """The documents and how they become batches. `path` is a prepared data set; without it `source` is prepared."""
 

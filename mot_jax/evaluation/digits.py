@@ -5,22 +5,18 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32, UInt8
+from jaxtyping import Int, Int32
 
 from mot_jax.data.digits import evaluation_set
 from mot_jax.data.digits.evaluation_set import EvaluationSet
 from mot_jax.documents import Span
-from mot_jax.evaluation.completion import complete
+from mot_jax.evaluation.drawing import GREEDY, accuracy, ask, balanced, panel, ways_to_draw
 from mot_jax.evaluation.judges import Judge, fit_judge, image_features, unit_features
 from mot_jax.evaluation.pictures import draw_panels
 from mot_jax.evaluation.tasks import Accuracy, Scores, TaskContext, register_task
 
 DIGITS = 10
 JUDGE_STEPS = 2000  # seconds on two cores
-GREEDY = 0.0  # reading asks for the likeliest answer
-SHOWN = 10  # drawings of a digit in the picture
-
-RIGHT, WRONG = (235, 235, 235), (214, 39, 40)  # frames
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,12 +53,14 @@ def digits(context: TaskContext) -> Scores:
     }
     panels = {}
     for source, prompts, asked in (("text", captions, drawn_digit), ("speech", utterances, said_digit)):
-        for how, temperature, guidance in _ways(context):
-            drawn = _ask(context, prompts, "image", temperature, guidance)
+        for how, temperature, guidance in ways_to_draw(context):
+            drawn = ask(context, prompts, "image", temperature, guidance)
             pictures = codecs["image"].decode_many(np.stack(drawn))
             read = judges.image(image_features(pictures))
-            scores[f"{source}_to_image/{how}"] = accuracy = _accuracy(read == asked)
-            panels[f"{source} → image, {how.replace('_', ' ')}: {accuracy.value:.3f}"] = _panel(pictures, asked, read)
+            scores[f"{source}_to_image/{how}"] = right = accuracy(read == asked)
+            panels[f"{source} → image, {how.replace('_', ' ')}: {right.value:.3f}"] = panel(
+                pictures, asked, read, DIGITS
+            )
     scores["image_judge_on_real_images"] = judges.image_accuracy
     scores["text_to_speech"] = _speaking(context, evaluation, judges.speech)
     scores["speech_judge_on_real_speech"] = judges.speech_accuracy
@@ -101,49 +99,15 @@ def fit_judges(directory: str, fingerprint: str) -> Judges:
     )
     seen = image(features(evaluation.heldout_image_codes)) == evaluation.heldout_image_labels
     heard = speech(unit_features(evaluation.heldout_speech, size)) == evaluation.heldout_speech_labels
-    return Judges(image, speech, _accuracy(seen), _accuracy(heard))
-
-
-def balanced(labels: Int[np.ndarray, "N"], count: int, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
-    """At most `count` rows in random order, every class as often as any other while there are enough."""
-    order = rng.permutation(len(labels))
-    rank = np.zeros(len(labels), np.int64)  # how many rows of the same class came before
-    for digit in np.unique(labels):
-        members = labels[order] == digit
-        rank[members] = np.arange(members.sum())
-    return order[np.argsort(rank, kind="stable")][:count]
-
-
-def _accuracy(right: np.ndarray) -> Accuracy:
-    return Accuracy(int(np.sum(right)), len(right))
-
-
-def _ways(context: TaskContext) -> Sequence[tuple[str, float, float]]:
-    """(name, temperature, guidance) of each way to draw."""
-    cool, guidance = context.sample.temperature, context.eval.guidance
-    ways = ((1.0, 1.0), (cool, 1.0), (cool, guidance))
-    return [(f"temperature_{t:g}" + (f"_guidance_{g:g}" if g != 1 else ""), t, g) for t, g in dict.fromkeys(ways)]
-
-
-def _ask(context: TaskContext, prompts: Sequence[Span], to: str, temperature: float, guidance: float = 1.0):
-    run = context.run
-    return complete(
-        run.config.model,
-        run.params,
-        run.vocabulary,
-        [[prompt] for prompt in prompts],
-        to=to,
-        sample=dataclasses.replace(context.sample, temperature=temperature, guidance=guidance),
-        seed=context.eval.seed,
-    )
+    return Judges(image, speech, accuracy(seen), accuracy(heard))
 
 
 def _reading(
     context: TaskContext, evaluation: EvaluationSet, prompts: Sequence[Span], digits: Int[np.ndarray, "N"]
 ) -> Accuracy:
     """Whether the first digit word of the likeliest text after each prompt is the right one."""
-    texts = [context.run.codecs["text"].decode(codes) for codes in _ask(context, prompts, "text", GREEDY)]
-    return _accuracy(np.array([evaluation.digit_in(text) == digit for text, digit in zip(texts, digits, strict=True)]))
+    texts = [context.run.codecs["text"].decode(codes) for codes in ask(context, prompts, "text", GREEDY)]
+    return accuracy(np.array([evaluation.digit_in(text) == digit for text, digit in zip(texts, digits, strict=True)]))
 
 
 def _speaking(context: TaskContext, evaluation: EvaluationSet, judge: Judge) -> Accuracy:
@@ -155,18 +119,5 @@ def _speaking(context: TaskContext, evaluation: EvaluationSet, judge: Judge) -> 
         for index, digit in enumerate(asked)
     ]
     codec = context.run.codecs["text"]
-    said = _ask(context, [Span("text", codec.encode(text)) for text in texts], "speech", context.sample.temperature)
-    return _accuracy(judge(unit_features(said, context.run.codecs["speech"].size)) == asked)
-
-
-def _panel(
-    images: UInt8[np.ndarray, "N h w *channels"], asked: Int[np.ndarray, "N"], read: Int[np.ndarray, "N"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """One row a digit asked for; a drawing that the judge read as another digit has a red frame."""
-    h, w = images.shape[1:3]
-    panel = np.full((DIGITS, SHOWN, h + 3, w + 3, 3), 255, np.uint8)
-    for digit in range(DIGITS):
-        for column, row in enumerate(np.flatnonzero(asked == digit)[:SHOWN]):
-            panel[digit, column, :-1, :-1] = RIGHT if read[row] == digit else WRONG
-            panel[digit, column, 1:-2, 1:-2] = images[row].reshape(h, w, -1)
-    return panel.transpose(0, 2, 1, 3, 4).reshape(DIGITS * (h + 3), SHOWN * (w + 3), 3)
+    said = ask(context, [Span("text", codec.encode(text)) for text in texts], "speech", context.sample.temperature)
+    return accuracy(judge(unit_features(said, context.run.codecs["speech"].size)) == asked)

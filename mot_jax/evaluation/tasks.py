@@ -74,7 +74,8 @@ def register_task(name: str) -> Callable[[Task], Task]:
 def find_task(name: str) -> Task:
     """The registered task; raises ConfigError with the nearest name."""
     import mot_jax.evaluation.digits  # the imports register the built-in tasks
-    import mot_jax.evaluation.facts  # noqa: F401
+    import mot_jax.evaluation.facts
+    import mot_jax.evaluation.picture_task  # noqa: F401
 
     if name not in _TASKS:
         raise ConfigError(

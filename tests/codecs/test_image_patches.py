@@ -59,6 +59,19 @@ def test_blank_has_code_0_and_no_other_code_is_blank(codec, images):
     assert codec.codebook[1:].any(1).all()
 
 
+def test_the_background_may_be_white(images):
+    light = 255 - images
+    codec = ImagePatches.fit(light, patch_size=4, codes=32, background=255)
+    white = np.full_like(images[0], 255)
+    np.testing.assert_array_equal(codec.encode(white), np.full(12, BLANK))
+    np.testing.assert_array_equal(codec.decode(np.full(12, BLANK)), white)
+    assert (codec.codebook[1:] != 255).any(1).all()
+    dark = ImagePatches.fit(images, patch_size=4, codes=32)
+    np.testing.assert_array_equal(codec.codebook[BLANK], 255 - dark.codebook[BLANK])
+    with pytest.raises(DataError, match="every picture is blank"):
+        ImagePatches.fit(np.full_like(images, 255), patch_size=4, codes=32, background=255)
+
+
 def test_the_codebook_is_spent_on_what_is_not_blank(images):
     # 16 distinct inked patches fit 16 codes exactly, although blank ones are far more frequent.
     ink = images[:16, :4, 8:12]

@@ -7,43 +7,14 @@ import pytest
 from etils import epath
 
 import mot_jax
-from mot_jax.config import Eval, Sample
+from mot_jax.config import Eval
 from mot_jax.data.dataset import open_dataset
 from mot_jax.data.digits import evaluation_set
 from mot_jax.data.digits.captions import WORDS
 from mot_jax.data.digits.evaluation_set import EvaluationSet
 from mot_jax.evaluation import digits
-from mot_jax.evaluation.digits import balanced
 from mot_jax.evaluation.tasks import TaskContext
 from tests.evaluation.conftest import write_dataset
-
-
-def test_prompts_are_spread_evenly_over_digits(rng):
-    labels = np.repeat(np.arange(10), 50)
-    rows = balanced(labels, 120, rng)
-    assert len(set(rows)) == 120 and set(np.bincount(labels[rows])) == {12}
-    assert len(balanced(labels, 10_000, rng)) == 500
-    assert set(np.bincount(labels[balanced(labels, 25, rng)])) == {2, 3}
-
-
-def test_the_three_ways_to_draw_are_named_by_their_numbers():
-    context = TaskContext(run=None, dataset=None, eval=Eval(guidance=3.0), sample=Sample(), directory=None)
-    assert digits._ways(context) == [
-        ("temperature_1", 1.0, 1.0),
-        ("temperature_0.8", 0.8, 1.0),
-        ("temperature_0.8_guidance_3", 0.8, 3.0),
-    ]
-    warm = dataclasses.replace(context, sample=Sample(temperature=1.0))
-    assert len(digits._ways(warm)) == 2
-
-
-def test_a_misread_drawing_has_a_red_frame():
-    images = np.full((3, 4, 4), 77, np.uint8)
-    panel = digits._panel(images, np.array([0, 9, 9]), np.array([0, 9, 1]))
-    assert panel.shape == (70, 70, 3)
-    assert tuple(panel[0, 0]) == digits.RIGHT and tuple(panel[2, 2]) == (77, 77, 77)
-    assert tuple(panel[63, 0]) == digits.RIGHT and tuple(panel[63, 7]) == digits.WRONG
-    assert (panel[:, 14:21] == 255).all()
 
 
 @pytest.mark.parametrize(

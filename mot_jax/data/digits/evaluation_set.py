@@ -1,16 +1,13 @@
 """What judging the digits needs beside the documents: labelled codes, kept under `DIR/evaluation/digits.npz`."""
 
 import dataclasses
-import io
 import re
-import zipfile
-import zlib
 
 import numpy as np
 from etils import epath
 from jaxtyping import Int32
 
-from mot_jax.errors import DataError
+from mot_jax.data.evaluation_file import load_fields, save_fields
 
 FILE = "evaluation/digits.npz"
 
@@ -50,36 +47,9 @@ class EvaluationSet:
 
 def save(directory: str, evaluation: EvaluationSet) -> None:
     """Writes `directory/evaluation/digits.npz`; the same content gives the same bytes."""
-    arrays = {}
-    for field in dataclasses.fields(evaluation):
-        value = getattr(evaluation, field.name)
-        if isinstance(value, np.ndarray) or isinstance(value[0], str):
-            arrays[field.name] = np.asarray(value)
-        else:
-            arrays[f"{field.name}.flat"] = np.concatenate(value)
-            arrays[f"{field.name}.lengths"] = np.array([len(codes) for codes in value], np.int32)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    path = epath.Path(directory) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    save_fields(epath.Path(directory) / FILE, evaluation)
 
 
 def load(directory: str) -> EvaluationSet:
     """Reads what `save` wrote beside a data set's manifest; raises DataError where it is missing or damaged."""
-    path = epath.Path(directory) / FILE
-    if not path.exists():
-        raise DataError(f"{path}: not found; the digit tasks need a data set made by mot_jax.data.digits")
-    values = {}
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as stored:
-            for field in dataclasses.fields(EvaluationSet):
-                if field.name in stored:
-                    array = stored[field.name]
-                    values[field.name] = tuple(array.tolist()) if array.dtype.kind == "U" else array
-                else:
-                    ends = np.cumsum(stored[f"{field.name}.lengths"])[:-1]
-                    values[field.name] = tuple(np.split(stored[f"{field.name}.flat"], ends))
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged evaluation set ({error}); prepare the data set again") from error
-    return EvaluationSet(**values)
+    return load_fields(epath.Path(directory) / FILE, EvaluationSet, "the digit tasks", "mot_jax.data.digits")
