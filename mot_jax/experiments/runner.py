@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from mot_jax.errors import ConfigError, UserError
 from mot_jax.experiments.sweep import Job
 from mot_jax.gin_config import load_run
+from mot_jax.training.interruption import interruption
 from mot_jax.training.progress import duration_text
 from mot_jax.training.run_directory import CHECKPOINTS, CONFIG
 
@@ -36,7 +37,7 @@ def is_done(job: Job) -> bool:
 def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) -> None:
     """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
 
-    Interrupted, it stops the jobs so that they save, and raises KeyboardInterrupt.
+    By Ctrl-C or SIGTERM it stops the jobs so that they save, and leaves by KeyboardInterrupt or SystemExit(143).
 
     Raises:
       UserError: a job failed; the others are finished first, and its last line and log are named.
@@ -47,8 +48,8 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
     running: dict[subprocess.Popen, tuple[Job, float]] = {}
     failed: list[str] = []
     number = done
-    try:
-        while waiting or running:
+    with interruption() as caught:
+        while (waiting or running) and not caught.signal:
             while len(running) < at_once and (ready := _ready(waiting, running)):
                 waiting.remove(job := ready[0])
                 number += 1
@@ -63,11 +64,12 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
                     note(f"failed: {failed[-1]}")
                 else:
                     note(f"done: {job.directory.name} after {took}")
-    finally:
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
             process.wait()
+    if caught.signal:
+        raise KeyboardInterrupt if caught.signal == signal.SIGINT else SystemExit(128 + caught.signal)
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {failed[0]}; its log is beside its directory")
 

@@ -40,6 +40,7 @@ from mot_jax.training.model_table import model_table
 from mot_jax.training.optimizer import make_optimizer
 from mot_jax.training.progress import TrainProgress, duration_text, preparation, say
 from mot_jax.training.router_picture import draw_routers
+from mot_jax.training.run_lock import run_lock
 from mot_jax.training.state import TrainState, abstract_state, fresh_state, init_state, state_shardings
 from mot_jax.training.step import make_loss_eval, make_train_step
 from mot_jax.training.steps import Job, Loop, Start, digests
@@ -92,6 +93,7 @@ def train(run: Run, run_dir: epath.PathLike, resume: Literal["never", "auto", "m
         # The outermost, so that a signal cannot cut short the last checkpoint's way to disk.
         caught = stack.enter_context(interruption())
         stack.enter_context(disk_errors(directory))
+        stack.enter_context(run_lock(directory))
         checkpoints = stack.enter_context(
             Checkpoints(directory / run_directory.CHECKPOINTS, keep=run.train.keep_checkpoints, report=note)
         )

@@ -1,6 +1,10 @@
 """Real runs by the runner: trained once, gone on with after a kill, compared in the end."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from etils import epath
@@ -8,8 +12,9 @@ from etils import epath
 from mot_jax.cli import run_main
 from mot_jax.errors import ConfigError, UserError
 from mot_jax.experiments.__main__ import main
+from mot_jax.experiments.read_sweep import read_sweep
 from mot_jax.experiments.runner import is_done, train_all
-from mot_jax.experiments.sweep import Job
+from mot_jax.experiments.sweep import Job, jobs
 from tests.training.conftest import write_dataset
 
 SWEEP = """
@@ -57,6 +62,25 @@ def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):
     with pytest.raises(UserError, match=r"1 of 1 runs failed; wrong: error: .*nowhere.*exit code 2"):
         train_all([wrong], 1, notes.append)
     assert notes[0] == "run 1/1: wrong" and notes[1].startswith("failed: wrong")
+
+
+def test_a_sweep_that_is_stopped_stops_its_runs_saved(place, tmp_path):
+    """And a run that something trains already is not trained by another."""
+    two, _, _ = (place / "small.toml").read_text().partition("[arms.later]")
+    many = two.replace("Train.steps = 6", "Train.steps = 100000")
+    (tmp_path / "long.toml").write_text(many.replace("Train.log_every = 2", "Train.log_every = 1"))
+    command = [sys.executable, "-m", "mot_jax.experiments", str(tmp_path / "long.toml"), "--dir", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
+        run = tmp_path / "out" / "dense_0"
+        while not (run / "metrics.jsonl").exists():
+            assert sweep.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=r"1 of 1 runs failed; .*another process is training in it"):
+            train_all([jobs(read_sweep(str(tmp_path / "long.toml")), epath.Path(tmp_path / "out"), {})[0]], 1, print)
+        sweep.send_signal(signal.SIGTERM)
+        assert sweep.wait(60) == 143
+    log = run.with_name("dense_0.log").read_text()
+    assert "stopped by SIGTERM after step" in log and not run.with_name("wider_0").exists()
 
 
 def test_what_is_half_done_is_not_done(place):
