@@ -70,6 +70,7 @@ CASES = {
     "skew": lambda rng: rng.permutation(np.repeat([0, 1, 2], [60, 1, 9])),
     "nobody": lambda rng: np.full(ROWS, -1),
     "one row": lambda rng: np.array([1]),
+    "one row of nobody": lambda rng: np.array([-1]),
     "more groups than rows": lambda rng: rng.integers(0, 40, 7),
 }
 OTHER_GROUPS = {"more groups than rows": 40}
