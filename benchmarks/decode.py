@@ -1,10 +1,10 @@
 """Generating 256 tokens with the KV cache against recomputing: `python benchmarks/decode.py [--json FILE]`.
 
-The 94M preset (`--config`) with random weights, one row and eight. `recompute` is how one would write it without a cache:
-for each token one compiled forward pass over prompt and 256 tokens, padded from the start, and the head on the one
-position that matters; it is timed on one token a round, since each costs the same. The cache's time is of all tokens,
-prefill, grammar and sampling included. The floor is the time in which this machine reads every weight that a token meets
-once: their bytes over the rate at which it sums a large array, in the same round.
+The 94M preset (`--config`) with random weights, one row and eight. `recompute` is how one would write it without a
+cache: for each token one compiled forward pass over prompt and 256 tokens, padded from the start, and the head on the
+one position that matters; it is timed on one token a round, since each costs the same. The cache's time is of all
+tokens, prefill, grammar and sampling included. The floor is the time in which this machine reads every weight that a
+token meets once: their bytes over the rate at which it sums a large array, in the same round.
 """
 
 import argparse
