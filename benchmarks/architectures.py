@@ -2,8 +2,8 @@
 
 The arms are those of configs/sweeps/architectures.toml, all of a dense model's FLOPs a token but mixture-of-depths,
 which has fewer; a row says how many. Compared are the forward pass (held-out loss), the training step, optimizer
-included, and decoding: tokens a second of 8 rows that write an image of 64 codes after prompts of 16 tokens, prefill too.
-All arms take turns in one run, on the same batch.
+included, and decoding: tokens a second of 8 rows that write an image of 64 codes after prompts of 16 tokens, prefill
+too. All arms take turns in one run, on the same batch.
 """
 
 import argparse
