@@ -14,7 +14,8 @@ from jax import lax
 from kernels_pallas.grouped_matmul.layout import Layout
 from kernels_pallas.grouped_matmul.tiles import run_lengths
 
-MOST_BRANCHES = 8  # each is a body to compile
+# A case for each group takes longer to compile than one loop.
+MOST_BRANCHES, LEAST_BYTES = 8, 2**20
 
 
 def _runs(layout: Layout) -> list[tuple[int, jax.Array, jax.Array, jax.Array]]:
@@ -35,9 +36,12 @@ def _runs(layout: Layout) -> list[tuple[int, jax.Array, jax.Array, jax.Array]]:
     return runs
 
 
-def over_runs(layout: Layout, body: Callable, carry):
-    """Folds `body(start slot, number of rows, group, carry)` over all runs; the number is static."""
-    if layout.slot_of_pair.size == 1 and layout.num_groups <= MOST_BRANCHES:
+def over_runs(layout: Layout, body: Callable, carry, weights: tuple = ()):
+    """Folds `body(start slot, number of rows, group, carry)` over all runs; the number is static.
+
+    `weights` [G, ...]: what the body takes its group's matrices of, if only one row may be worth a program of its own.
+    """
+    if _reads_in_place(layout, weights):
         return _only_row(layout, body, carry)
     for rows, starts, groups, count in _runs(layout):
 
@@ -48,15 +52,20 @@ def over_runs(layout: Layout, body: Callable, carry):
     return carry
 
 
+def _reads_in_place(layout: Layout, weights: tuple) -> bool:
+    """Whether there is one row, as when a sequence is decoded, and copying its matrices would take longer than that."""
+    one = layout.slot_of_pair.size == 1 and layout.num_groups <= MOST_BRANCHES
+    return one and any(w.size * w.dtype.itemsize >= LEAST_BYTES * w.shape[0] for w in weights)
+
+
 def _only_row(layout: Layout, body: Callable, carry):
-    """The one row there is, as when a sequence is decoded: by cases its group's matrix is read where it lies.
+    """Each group's case reads the matrix where it lies.
 
     On 2 cores it takes 0.65 of the time of a padded tile, whose matrix is copied first (G = 2, K = 512, N = 1536).
     """
     cases = [lambda carry, group=group: body(0, 1, group, carry) for group in range(layout.num_groups)]
-    return lax.switch(
-        jnp.where(layout.live_tiles > 0, layout.tile_groups[0], len(cases)), [*cases, lambda carry: carry], carry
-    )
+    own = jnp.where(layout.live_tiles > 0, layout.tile_groups[0], len(cases))
+    return lax.switch(own, [*cases, lambda carry: carry], carry)
 
 
 def take(x, start, rows: int):
