@@ -104,7 +104,10 @@ def main() -> None:
     keep_freed_pages()  # as train.py does
     model, vocabulary = preset(args.config)
     name = args.config.removeprefix("chameleon_")
-    rows = [row for setting in SETTINGS for row in measure(name, model, vocabulary, *setting, args.repeats)]
+    rows = []
+    for number, setting in enumerate(SETTINGS, 1):
+        print(f"{number}/{len(SETTINGS)}: {setting[0]} x {setting[1]} + {TOKENS} tokens", flush=True)
+        rows += measure(name, model, vocabulary, *setting, args.repeats)
     report.show("decoding", rows, args.json)
 
 
