@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import report
 from step_time import packed_batch
@@ -47,7 +48,8 @@ def calls(run: Run, vocabulary: Vocabulary) -> dict[str, object]:
     tx, _ = make_optimizer(run.optimizer, run.train.steps)
     batch = packed_batch(vocabulary, run.data.global_batch_size, run.data.sequence_length, SHARES)
     evaluate, step = make_loss_eval(run, vocabulary, mesh), make_train_step(run, vocabulary, mesh, tx)
-    params, states = init_state(run.model, tx, mesh, 1).params, [init_state(run.model, tx, mesh, 0)]
+    states = [init_state(run.model, tx, mesh, 0)]
+    params = jax.tree.map(jnp.copy, states[0].params)  # the step consumes its state
     words = np.random.default_rng(0).choice(vocabulary.code_tokens("text"), (ROWS, PROMPT - 1))
     prompts = [np.concatenate([[vocabulary.bos], row]).astype(np.int32) for row in words]
 
@@ -81,6 +83,7 @@ def main() -> None:
         for arm in arms
     ]
     for what in ("forward", "training step", "decoding"):
+        print(f"{what}: {len(arms)} architectures", flush=True)
         seconds = report.alternate({arm: compared[arm][what] for arm in arms}, args.repeats)
         for arm in arms:
             timed = report.row(f"{arm}: {what}", seconds[arm], "dense", seconds["dense"])
