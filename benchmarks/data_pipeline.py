@@ -1,8 +1,9 @@
-"""Tokens a second from documents on disk to packed batches, and what saving and restoring a stream costs.
+"""Tokens a second from documents on disk to packed batches, and what a run waits for them.
 
     python benchmarks/data_pipeline.py [--documents 20000] [--json FILE]
 
-Documents are like the default's: some text, 16 image codes, some speech. One core, CPU time.
+Documents are like the default's: some text, 16 image codes, some speech. One core, CPU time. Then `train.py` trains the
+default config as a process: what share of its time it waits for data, and its rate against the pipeline's.
 """
 
 import argparse
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import report
+from train_process import train_process
 
 from mot_jax.codecs.protocol import Codec
 from mot_jax.config import Data
 from mot_jax.data.dataset import DatasetWriter, open_dataset
 from mot_jax.data.pipeline import train_stream
 from mot_jax.documents import Span
+
+LOG_EVERY = 20
 
 
 class Codes(Codec, kind="benchmark_codes"):
@@ -61,39 +65,39 @@ def seconds(function, times: int = 1) -> float:
     return (time.process_time() - started) / times
 
 
-def measure(documents: int) -> list[dict]:
+def pipeline(documents: int) -> list[dict]:
     data = Data(sequence_length=256, global_batch_size=8)
     with tempfile.TemporaryDirectory() as directory:
-        rows = [
-            (
-                "write a document",
-                "time",
-                seconds(lambda: write(Path(directory, "data"), documents)) / documents * 1e6,
-                "us",
-            )
-        ]
+        each = seconds(lambda: write(Path(directory, "data"), documents)) / documents
+        rows = [report.figure("write a document", "time", each * 1e6, "us")]
         dataset = open_dataset(Path(directory, "data"))
-        rows.append(("open, digests compared", "time", seconds(lambda: open_dataset(dataset.directory)) * 1e3, "ms"))
+        opening = seconds(lambda: open_dataset(dataset.directory))
+        rows.append(report.figure("open, digests compared", "time", opening * 1e3, "ms"))
         stream = train_stream(dataset, data, 0)
-        rows.append(("first batch", "time", seconds(lambda: next(stream)) * 1e3, "ms"))
+        rows.append(report.figure("first batch", "time", seconds(lambda: next(stream)) * 1e3, "ms"))
         live = []
         spent = seconds(lambda: live.extend((next(stream).segment_ids > 0).sum(axis=1)), 300)
-        rows.append(("packed tokens", "rate", sum(live) / 300 / spent, "1/s"))
-        rows.append(("a packed row", "share filled", float(np.mean(live)) / data.sequence_length, ""))
-        rows.append(("stream.state()", "time", seconds(stream.state, 1000) * 1e6, "us"))
+        rows.append(report.figure("packed tokens", "rate", sum(live) / 300 / spent, "1/s"))
+        rows.append(report.figure("a packed row", "share filled", float(np.mean(live)) / data.sequence_length, ""))
+        rows.append(report.figure("stream.state()", "time", seconds(stream.state, 1000) * 1e6, "us"))
         fresh, state = train_stream(dataset, data, 0), stream.state()
         next(fresh)
-        rows.append(
-            (
-                "restore at batch 301, next batch",
-                "time",
-                seconds(lambda: (fresh.restore(state), next(fresh))) * 1e3,
-                "ms",
-            )
-        )
+        restoring = seconds(lambda: (fresh.restore(state), next(fresh)))
+        rows.append(report.figure("restore at batch 301, next batch", "time", restoring * 1e3, "ms"))
+    return rows
+
+
+def training(steps: int, packed: float) -> list[dict]:
+    """What a run of the default config waits for; `packed` is the pipeline's tokens a second."""
+    lines = [line for line in train_process(steps, LOG_EVERY)[1] if line["tokens_per_second"]]
+    rate, wait = (
+        float(np.mean([line[name] for line in lines])) for name in ("tokens_per_second", "data_wait_fraction")
+    )
+    step = float(np.mean([line["step_seconds"] for line in lines]))
+    name = f"train.py, default config, {steps} steps"
     return [
-        {"name": name, "metric": metric, "value": value, "unit": unit, "against": None, "ratio": None}
-        for name, metric, value, unit in rows
+        report.figure(f"{name}: waiting for data", "time a step", 1e3 * wait * step, "ms", "step", wait),
+        report.figure(f"{name}: tokens", "rate", rate, "1/s", "packed tokens", rate / packed),
     ]
 
 
@@ -101,8 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--steps", type=int, default=300, help="of the run (default: %(default)s)")
     options = parser.parse_args()
-    report.show("data pipeline, CPU time of one core", measure(options.documents), options.json)
+    rows = pipeline(options.documents)
+    packed = next(row["value"] for row in rows if row["name"] == "packed tokens")
+    report.show("data pipeline, CPU time of one core", rows + training(options.steps, packed), options.json)
 
 
 if __name__ == "__main__":

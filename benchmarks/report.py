@@ -1,6 +1,9 @@
 """What every benchmark here shares: alternating timings, a table, and one JSON shape."""
 
+import datetime
+import importlib.metadata
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +13,29 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
 
 def machine() -> str:
-    """Device, number of them, jax and Python versions."""
+    """Devices, jax and Python versions."""
     device = jax.devices()[0]
-    name = device.device_kind if device.platform != "cpu" else f"cpu {platform.machine()}"
-    return f"{name} x{jax.device_count()}, jax {jax.__version__}, Python {platform.python_version()}"
+    cores = f"{_processor()}, {os.cpu_count()} cores"
+    name = f"{device.device_kind} x{jax.device_count()}" if device.platform != "cpu" else f"cpu ({cores})"
+    return f"{name}, jax {jax.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    """As Linux names it; elsewhere its architecture."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def versions() -> dict[str, str]:
+    return {"Python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def alternate(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -44,8 +64,15 @@ def row(name: str, seconds: Sequence[float], against: str, baseline: Sequence[fl
     }
 
 
+def figure(
+    name: str, metric: str, value: float, unit: str, against: str | None = None, ratio: float | None = None
+) -> dict:
+    """One row of anything else; `ratio` is what was found over that of `against`."""
+    return {"name": name, "metric": metric, "value": value, "unit": unit, "against": against, "ratio": ratio}
+
+
 def show(title: str, rows: Sequence[dict], path: str | None) -> None:
-    """Prints the table, and writes it as JSON where a path is given."""
+    """Prints the table, and writes it as JSON where a path is given, with machine, versions and date."""
     table = Table(title=f"{title} ({machine()})")
     for column in ("name", "metric", "value", "unit", "against", "ratio"):
         table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
@@ -53,5 +80,7 @@ def show(title: str, rows: Sequence[dict], path: str | None) -> None:
         table.add_row(*("" if v is None else f"{v:,.3f}" if isinstance(v, float) else str(v) for v in r.values()))
     Console(width=120).print(table)
     if path:
+        date = datetime.date.today().isoformat()
+        found = {"title": title, "machine": machine(), "versions": versions(), "date": date, "rows": list(rows)}
         with open(path, "w") as file:
-            json.dump({"machine": machine(), "rows": list(rows)}, file, indent=1)
+            json.dump(found, file, indent=1)

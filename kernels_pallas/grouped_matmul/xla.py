@@ -49,7 +49,7 @@ def _products(x, weights: tuple, layout: Layout, transpose: bool = False) -> lis
         ]
 
     outs = [zeros((x.shape[0], w.shape[1 if transpose else 2]), x.dtype, w, layout) for w in weights]
-    return over_runs(layout, body, outs)
+    return over_runs(layout, body, outs, weights)
 
 
 def _gradients(x, dys: tuple, weights: tuple, layout: Layout, transpose: bool = False):

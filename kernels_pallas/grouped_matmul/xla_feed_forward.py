@@ -20,7 +20,8 @@ def feed_forward(x, w_gate, w_up, w_down, layout: Layout, *, keep: bool):
         return [put(out, start, value) for out, value in zip(outs, (y, gate, up)[: len(outs)], strict=True)]
 
     kept = (w_down, w_gate, w_up) if keep else (w_down,)
-    return tuple(over_runs(layout, body, [zeros((x.shape[0], w.shape[2]), x.dtype, w, layout) for w in kept]))
+    outs = [zeros((x.shape[0], w.shape[2]), x.dtype, w, layout) for w in kept]
+    return tuple(over_runs(layout, body, outs, (w_gate, w_up, w_down)))
 
 
 def feed_forward_gradient(x, w_gate, w_up, w_down, gate, up, dy, layout: Layout):

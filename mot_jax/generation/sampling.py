@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
+BLOCK = 128  # tokens that are drawn as one, first
+
 
 def guide(
     conditional: Float[Array, "B V"], unconditional: Float[Array, "B V"], guidance: Float[Array, ""]
@@ -54,6 +56,28 @@ def sample(
     scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
     if truncated:
         scaled = truncate(scaled, top_k, top_p)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-    drawn = jnp.argmax(scaled + noise, axis=-1)
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+    drawn, found = jax.vmap(draw)(scaled, keys)
+    return jnp.where((temperature > 0) & found, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def draw(logits: Float[Array, "V"], key: Key[Array, ""]) -> tuple[Int32[Array, ""], Bool[Array, ""]]:
+    """One token by the softmax of its logits, never one at -inf; and whether there was any to draw (no logit is NaN).
+
+    First a block of tokens, then one of its tokens, each with one random number: noise for every token of a large
+    vocabulary costs as much as half a layer.
+    """
+    weights = jnp.exp(logits - jnp.max(logits))
+    weights = jnp.pad(weights, (0, -weights.shape[0] % BLOCK)).reshape(-1, BLOCK)
+    of_block, of_token = jax.random.uniform(key, (2,), jnp.float32)
+    sums = jnp.sum(weights, axis=1)
+    block = _first_beyond(sums, of_block)
+    token = block * BLOCK + _first_beyond(weights[block], of_token)
+    return token.astype(jnp.int32), jnp.isfinite(jnp.sum(sums))
+
+
+def _first_beyond(weights: Float[Array, "n"], share: Float[Array, ""]) -> Int32[Array, ""]:
+    """The first of positive weight with which their sum exceeds this share, below 1, of all."""
+    upto, positive = jnp.cumsum(weights), weights > 0
+    # Rounding may let a sum grow at a weight of zero, or the last one be below another.
+    whole = jnp.max(jnp.where(positive, upto, 0.0))
+    return jnp.argmax(positive & (upto > share * whole)).astype(jnp.int32)

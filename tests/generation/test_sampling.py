@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot_jax.generation.sampling import guide, sample, truncate
+from mot_jax.generation.sampling import BLOCK, draw, guide, sample, truncate
 
 PLAIN = {"top_k": 0, "top_p": 1.0, "truncated": False}
 
@@ -68,6 +68,22 @@ def test_draws_follow_the_tempered_distribution_of_legal_tokens(temperature):
     )
     expected = softmax(np.where(legal, logits / temperature, -np.inf))
     np.testing.assert_allclose(np.bincount(tokens, minlength=5) / draws, expected, atol=0.015)
+
+
+def test_draws_from_a_vocabulary_of_several_blocks_follow_its_distribution():
+    size, draws = 2 * BLOCK + 45, 50_000
+    logits = random_logits(6, rows=1, size=size, illegal=0.3)[0]
+    logits[BLOCK : 2 * BLOCK] = -np.inf  # a block without a legal token
+    tokens, found = jax.jit(jax.vmap(draw, (None, 0)))(
+        jnp.asarray(logits, jnp.float32), jax.random.split(jax.random.key(3), draws)
+    )
+    assert np.all(found)
+    counts = np.bincount(tokens, minlength=size)
+    expected = draws * softmax(logits)
+    assert counts.sum() == draws and len(counts) == size and not counts[np.isneginf(logits)].any()
+    legal = expected > 0
+    chi_squared = np.sum((counts[legal] - expected[legal]) ** 2 / expected[legal])
+    assert chi_squared < legal.sum() + 5 * np.sqrt(2 * legal.sum())
 
 
 def test_greedy_takes_the_likeliest_legal_token_and_top_k_1_agrees():

@@ -141,6 +141,29 @@ def compiled(implementation, groups, tile):
     return jax.jit(every)
 
 
+@pytest.mark.parametrize("group", [0, 1, 2, -1])
+def test_one_row_of_large_matrices(rng, group):
+    depth, ids = 512, np.array([group], np.int32)
+    x, *weights = draw(rng, "float32", 1, depth), *(draw(rng, "float32", 3, depth, depth) for _ in range(3))
+    plain, whole = jax.device_get(_one_row(ids, x, *weights))
+    x64, *weights64 = float64(x, *weights)
+    gate, up = reference(ids, x64, *weights64[:2])
+    (down,) = reference(ids, (gate / (1 + np.exp(-gate)) * up), weights64[2])
+    assert_close(plain, gate, "float32")
+    assert_close(whole, down, "float32")
+
+
+@jax.jit
+def _one_row(ids, x, gate, up, down):
+    layout = align_rows(ids, 3)
+    slots = group_rows(x, layout)
+    products = (
+        grouped_matmul(slots, gate, layout, implementation="xla"),
+        grouped_feed_forward(slots, gate, up, down, layout, implementation="xla"),
+    )
+    return [ungroup_rows(y, layout) for y in products]
+
+
 @pytest.mark.parametrize(
     ("implementation", "dtype"),
     [
