@@ -32,18 +32,19 @@ def test_without_torch_one_line_names_the_command(script, monkeypatch, capsys):
     assert error.count("\n") == 1 and "pip install torch" in error
 
 
-@pytest.mark.parametrize(("untied", "masks"), [((), False), (ALL, False), (ALL, True)])
-@pytest.mark.parametrize("norm_order", ["pre", "post"])
+@pytest.mark.parametrize(
+    ("untied", "masks", "norm_order"), [((), False, "post"), (ALL, False, "pre"), (ALL, True, "post")]
+)
 def test_gradients_are_the_same(peer, untied, masks, norm_order):
     """Several documents a row, padding, every modality."""
-    run = small_run(small_model(untied=untied, norm_order=norm_order), 3, 24)
+    run = small_run(small_model(untied=untied, norm_order=norm_order, num_layers=1), 3, 24)
     batch = random_batch(np.random.default_rng(0), 3, 24)
-    assert peer.gradient_difference(run, VOCABULARY, batch, masks) < 1e-4
+    assert peer.gradient_difference(run, VOCABULARY, batch, masks) < 2e-5
 
 
 def test_steps_are_the_same(peer):
     """The optimizer too: later losses hang on it, whatever the first gradients were."""
-    run = small_run(small_model(untied=ALL), 3, 24)
+    run = small_run(small_model(untied=ALL, num_layers=1), 3, 24)
     batch = random_batch(np.random.default_rng(0), 3, 24)
     mine = peer.step_time.step_of(run, VOCABULARY, batch)
     other = peer.peer_step(run, batch, batch)
