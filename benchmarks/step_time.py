@@ -7,15 +7,17 @@ image in three mixes. Half of the default's tokens are text, the others image an
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
 import report
 
 from mot_jax.batch import Batch
-from mot_jax.config import Block, Data, Model, Optimizer, Parallel, Run, resolve
+from mot_jax.config import Block, Data, Model, Parallel, Run, resolve
 from mot_jax.config.experts import Depth, ExpertChoice
 from mot_jax.gin_config import load_run
+from mot_jax.nn.report import Metrics
 from mot_jax.parallel.mesh import make_mesh
 from mot_jax.training.flops import train_flops_per_token
 from mot_jax.training.host_memory import keep_freed_pages
@@ -24,6 +26,7 @@ from mot_jax.training.state import init_state
 from mot_jax.training.step import make_train_step
 from mot_jax.vocabulary import Vocabulary, build_vocabulary
 
+STEPS = 1000  # of the schedule of learning rates
 MOMA = {"untied": ("feed_forward",), "feed_forward": ExpertChoice(experts=4)}
 ARMS = {  # what each changes of the dense model
     "dense": lambda model: model,
@@ -75,26 +78,39 @@ def packed_batch(vocabulary: Vocabulary, rows: int, length: int, shares: tuple[f
     return Batch(tokens, modality, ones, ones, positions, np.roll(tokens, -1, 1), ones.astype(np.float32))
 
 
-def steps(setting: Setting, arms=ARMS):
-    """The step of every arm, each as a call that runs one, and the FLOPs of each step."""
+def problem(setting: Setting) -> tuple[Vocabulary, Batch]:
+    """What every arm of a setting trains on."""
     others = [("image", 256, 16), ("speech", 200, None)][: len(setting.shares) - 1]
     vocabulary = build_vocabulary(1024, others)
-    batch = packed_batch(vocabulary, setting.rows, setting.length, setting.shares)
+    return vocabulary, packed_batch(vocabulary, setting.rows, setting.length, setting.shares)
+
+
+def run_of(setting: Setting, arm: str, vocabulary: Vocabulary) -> Run:
+    model = resolve(ARMS[arm](setting.model), vocabulary.names, vocabulary.size)
+    return Run(model=model, data=Data(global_batch_size=setting.rows, sequence_length=setting.length))
+
+
+def step_of(run: Run, vocabulary: Vocabulary, batch: Batch) -> Callable[[], Metrics]:
+    """A call that runs one step more on this batch."""
     mesh = make_mesh(Parallel(), jax.devices()[:1])
-    tx, _ = make_optimizer(Optimizer(), 1000)
-    calls, flops = {}, {}
-    for arm in arms:
-        model = resolve(ARMS[arm](setting.model), vocabulary.names, vocabulary.size)
-        flops[arm] = train_flops_per_token(model, setting.length) * setting.rows * setting.length
-        run = Run(model=model, data=Data(global_batch_size=setting.rows, sequence_length=setting.length))
-        step = make_train_step(run, vocabulary, mesh, tx)
-        states = [init_state(model, tx, mesh, 0)]
+    tx, _ = make_optimizer(run.optimizer, STEPS)
+    step = make_train_step(run, vocabulary, mesh, tx)
+    states = [init_state(run.model, tx, mesh, 0)]
 
-        def call(step=step, states=states):
-            states[0], metrics = step(states[0], batch)
-            return metrics
+    def call() -> Metrics:
+        states[0], metrics = step(states[0], batch)
+        return metrics
 
-        calls[arm] = call
+    return call
+
+
+def steps(setting: Setting, arms=ARMS):
+    """The step of every arm, each as a call that runs one, and the FLOPs of each step."""
+    vocabulary, batch = problem(setting)
+    runs = {arm: run_of(setting, arm, vocabulary) for arm in arms}
+    calls = {arm: step_of(run, vocabulary, batch) for arm, run in runs.items()}
+    tokens = setting.rows * setting.length
+    flops = {arm: train_flops_per_token(run.model, setting.length) * tokens for arm, run in runs.items()}
     return calls, flops
 
 
