@@ -89,7 +89,7 @@ def test_every_modality_answers_with_a_value_of_its_codec(run):
     assert isinstance(read.value, str) and len(read.codes) <= 12
     said = run.generate(["nine ", ("image", picture()), "!"], to="speech", max_tokens=3)
     assert said.value.dtype == np.int16 and 1 <= len(said.codes) <= 3
-    free = run.generate("a", temperature=1.5, max_tokens=40)
+    free = run.generate("a", temperature=1.5, max_tokens=16)  # a byte that is no text comes back as three
     assert isinstance(free.value, str)
     again = run.generate(free.parts[:1] if free.parts else "", to="text")  # what came out may go in
     assert isinstance(again.value, str)
