@@ -68,7 +68,7 @@ def calls(run: Run, vocabulary: Vocabulary) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="also write the rows here")
-    parser.add_argument("--repeats", type=int, default=30, help="rounds of each comparison (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of each comparison (default: %(default)s)")
     args = parser.parse_args()
     keep_freed_pages()  # as train.py does
     vocabulary = build_vocabulary(1024, [("image", 256, CODES), ("speech", 200, None)])
@@ -86,10 +86,12 @@ def main() -> None:
         print(f"{what}: {len(arms)} architectures", flush=True)
         seconds = report.alternate({arm: compared[arm][what] for arm in arms}, args.repeats)
         for arm in arms:
-            timed = report.row(f"{arm}: {what}", seconds[arm], "dense", seconds["dense"])
             if what == "decoding":
-                timed |= {"value": ROWS * CODES / np.median(seconds[arm]), "unit": "tokens/s", "metric": "time, rate"}
-            rows.append(timed)
+                rate = ROWS * CODES / float(np.median(seconds[arm]))
+                ratio = float(np.median(np.asarray(seconds["dense"]) / np.asarray(seconds[arm])))
+                rows.append(report.figure(f"{arm}: decoding", "rate", rate, "tokens/s", "dense", ratio))
+            else:
+                rows.append(report.row(f"{arm}: {what}", seconds[arm], "dense", seconds["dense"]))
     report.show("architectures, default config", rows, args.json)
 
 

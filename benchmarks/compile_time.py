@@ -51,6 +51,7 @@ def steps() -> list[dict]:
             traced, compiled = step_seconds(depth, scanned)
             first = first or traced + compiled
             name = f"train step, {depth} layers{', scanned' if scanned else ''}"
+            print(f"{name}: {traced:.1f} s to trace, {compiled:.1f} s to compile", flush=True)
             against = f"{DEPTHS[False][0]} layers"
             rows.append(report.figure(name, "trace", traced, "s"))
             rows.append(report.figure(name, "compile", compiled, "s"))
@@ -64,7 +65,10 @@ def processes() -> list[dict]:
     with tempfile.TemporaryDirectory() as cache:
         kept = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         cases = {"no compilation cache": {}, "filling a cache": kept, "with the cache": kept}
-        found = {name: train_process(1, 1, environment)[0] for name, environment in cases.items()}
+        found = {}
+        for name, environment in cases.items():
+            found[name], _ = train_process(1, 1, environment)
+            print(f"train.py, {name}: {found[name]:.1f} s", flush=True)
     cold = found["no compilation cache"]
     return [
         report.figure(
