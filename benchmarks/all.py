@@ -7,6 +7,7 @@ named and the others go on; the exit code is 1 then. What DIR holds of other par
 the table, so that one part can be run again.
 """
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from mot_jax.training.progress import duration_text
 HERE = pathlib.Path(__file__).parent
 PARTS = (  # in the order of the table
     *("architectures", "step_time", "decode", "grouped_matmul", "memory", "product_key", "embedding_bag"),
-    *("compile_time", "data_pipeline", "save_time", "static_schedule"),
+    *("compile_time", "data_pipeline", "save_time", "static_schedule", "pytorch_peer"),
 )
 COLUMNS = ("ratio", "against", "what", "metric", "value", "unit", "part")
 
@@ -38,6 +39,14 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
         if name not in PARTS:
             raise ConfigError(f"--only: no benchmark {name!r}{nearest(name, PARTS)}")
     return tuple(name for name in PARTS if name in names or not names)
+
+
+def lacking() -> dict[str, str]:
+    """The parts that need what is not installed, and what that is."""
+    found = {"static_schedule": missing("v5e") or missing("h100")}
+    if importlib.util.find_spec("torch") is None:
+        found["pytorch_peer"] = "needs torch: pip install -e '.[peer]'"
+    return {name: reason for name, reason in found.items() if reason}
 
 
 def run_part(name: str, out: pathlib.Path) -> str | None:
@@ -98,9 +107,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", default="runs/benchmarks", metavar="DIR", help="default: %(default)s")
     arguments, _ = parse_flags(parser, argv)
     names, out = chosen(arguments.only), pathlib.Path(arguments.out)
-    if not arguments.only and (reason := missing("v5e") or missing("h100")):
-        print(f"left out: static_schedule: {reason}", flush=True)
-        names = tuple(name for name in names if name != "static_schedule")
+    for name, reason in lacking().items() if not arguments.only else ():
+        print(f"left out: {name}: {reason}", flush=True)
+        names = tuple(other for other in names if other != name)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from etils import epath
 
 from mot_jax.cli import parse_train
 from mot_jax.errors import ConfigError
@@ -64,7 +65,7 @@ class Job:
 
     def send(self, number: int, index: int, after: int) -> None:
         """A signal to one process, as soon as there are lines of metrics past a step, and a checkpoint."""
-        while last_line(self.run_dir) <= after or not has_checkpoint(self.run_dir):
+        while last_line(self.run_dir) <= after or not has_checkpoint(epath.Path(self.run_dir)):
             assert all(process.poll() is None for process in self.processes), self.ends()
             time.sleep(0.005)
         self.processes[index].send_signal(number)
