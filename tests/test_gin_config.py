@@ -215,11 +215,13 @@ def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch):
     assert find_config("qwen3_0.6b").endswith("configs/presets/qwen3_0.6b.gin")
 
 
-def test_dense_and_mot_differ_in_untied_alone():
+def test_dense_and_mot_differ_in_untied_and_learning_rate_alone():
     pairs = [("digits_dense", "digits_mot"), ("digits_dense_24px", "digits_mot_24px")]
     for dense, mot in [*pairs, ("digits_dense_28px", "digits_mot_28px")]:
-        (difference,) = differences(load_run([dense])[0], load_run([mot])[0])
-        assert difference == "Model.untied: () became ('attention', 'feed_forward', 'norm')"
+        assert differences(load_run([dense])[0], load_run([mot])[0]) == [
+            "Model.untied: () became ('attention', 'feed_forward', 'norm')",
+            "Optimizer.learning_rate: 0.006 became 0.003",
+        ]
 
 
 @pytest.mark.parametrize(
