@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from mot_jax.config import Model, heads
@@ -12,6 +13,7 @@ from mot_jax.nn.norm import Norm
 from mot_jax.nn.parameters import constant, grouped, split_over, use, weight
 from mot_jax.nn.rotary import rotate
 from mot_jax.nn.rows import Rows, enter, leave, per_row, project
+from mot_jax.nn.whole_attention import whole_attention
 from mot_jax.parallel.collectives import sum_over
 
 BLOCK = 512  # queries and keys of longer rows that are scored at a time
@@ -47,13 +49,11 @@ class Attention(nnx.Module):
             bias = use(self.bias, x.dtype)
             y = y + per_row(rows, bias.reshape(*bias.shape[:-3], -1), y.ndim).astype(x.dtype)
         y = y.reshape(-1, kv_heads, parts, head_dim)
-        q, k, v = y[:, :, :-2], y[:, :, -2], y[:, :, -1]
         if hasattr(self, "query_norm"):
-            q, k = self.query_norm(q, rows), self.key_norm(k, rows)
-        # One gather takes all three back to sequence order.
-        y = leave(rows, jnp.concatenate([q, k[:, :, None], v[:, :, None]], 2))
-        q, k, v = y[..., :-2, :], y[..., -2, :], y[..., -1, :]
-        q = rotate(q.reshape(*q.shape[:2], -1, head_dim), *rows.rope)
+            q, k, v = _split(y)
+            y = jnp.concatenate([self.query_norm(q, rows), self.key_norm(k, rows), v], 2)
+        q, k, v = _split(leave(rows, y))  # one gather takes all three back to sequence order
+        q, k, v = rotate(q.reshape(*q.shape[:2], -1, head_dim), *rows.rope), k.squeeze(3), v.squeeze(3)
         y = context.attend(context.layer, q, rotate(k, *rows.rope), v, rows.segment_ids)
         y = enter(rows, y.reshape(*y.shape[:2], -1))
         output = use(self.output, x.dtype)
@@ -61,14 +61,16 @@ class Attention(nnx.Module):
         return sum_over(project(rows, y, output), split_over(self.output, "kv_heads"))
 
 
+def _split(y: Float[Array, "... R+2 H"]) -> list[Array]:
+    """Queries [..., R, H], key and value [..., 1, H]. The gradient is one concatenation, of slices it is a sum of pads."""
+    return lax.split(y, (y.shape[-2] - 2, 1, 1), axis=y.ndim - 2)
+
+
 @jax.named_scope("scores")
 def causal_in_document(
     q: Float[Array, "B S N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], segment_ids: Int[Array, "B S"]
 ) -> Float[Array, "B S N H"]:
     """Causal softmax attention within each packed document; of rows longer than BLOCK no S x S array is held."""
-    length = q.shape[1]
-    if length > BLOCK:
+    if q.shape[1] > BLOCK:
         return blockwise_attention(q, k, v, segment_ids, BLOCK)
-    order = jnp.arange(length)
-    seen = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (order[:, None] >= order)
-    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+    return whole_attention(q, k, v, segment_ids)

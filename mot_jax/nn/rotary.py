@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -24,8 +25,13 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
 def angles(positions: Int[Array, "B S A"], rates: np.ndarray) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
     """(cos, sin) float32[B, S, H/2]; with A position axes the frequencies are shared out among them in equal runs."""
     axis = np.arange(len(rates)) * positions.shape[-1] // len(rates)
-    phase = positions[..., axis].astype(jnp.float32) * rates
-    return jnp.cos(phase), jnp.sin(phase)
+
+    def row(positions):
+        phase = positions[:, axis].astype(jnp.float32) * rates
+        return jnp.cos(phase), jnp.sin(phase)
+
+    # A loop, since XLA's CPU compiler fuses what is outside of one into every rotation, and there makes it a head anew.
+    return jax.lax.map(row, positions)
 
 
 def rotate(

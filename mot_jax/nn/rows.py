@@ -78,8 +78,31 @@ def per_row(rows: Rows, value: Array, rank: int) -> Array:
     """A shared vector as it is, or each row's own of a [G, ...] stack, ready to broadcast against rank-`rank` rows."""
     if value.ndim == 1:
         return value
-    own = _own(rows.owner, value)
-    return own.reshape(own.shape[0], *(1,) * (rank - 2), own.shape[1])
+    return _broadcast(_own(rows.owner, value), rank)
+
+
+def scale_rows(rows: Rows, y: Float[Array, "P ... D"], gain: Array) -> Float[Array, "P ... D"]:
+    """y times a shared vector, or each row times its own of a [G, D] stack."""
+    return y * gain if gain.ndim == 1 else _scaled(y, rows.owner, gain)
+
+
+@jax.custom_vjp
+def _scaled(y, owner, gain):
+    return y * _broadcast(_own(owner, gain), y.ndim)
+
+
+def _scaled_forward(y, owner, gain):
+    return _scaled(y, owner, gain), (y, owner, gain)
+
+
+def _scaled_backward(saved, dz):
+    y, owner, gain = saved
+    # One product over all rows, then the sum over what shares a row's vector: that is small by then.
+    d_gain = _by_group(owner, (dz * y).reshape(y.shape[0], -1)).reshape(owner.shape[1], -1, gain.shape[1]).sum(1)
+    return dz * _broadcast(_own(owner, gain), y.ndim), None, d_gain.astype(gain.dtype)
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 @jax.custom_vjp
@@ -94,7 +117,16 @@ def _own_forward(owner, value):
 
 def _own_backward(saved, dy):
     owner, value = saved
-    return None, jnp.einsum("pg,pd->gd", owner, dy, precision=jax.lax.Precision.HIGHEST).astype(value.dtype)
+    return None, _by_group(owner, dy).astype(value.dtype)
 
 
 _own.defvjp(_own_forward, _own_backward)
+
+
+def _by_group(owner: Float[Array, "P G"], y: Float[Array, "P N"]) -> Float[Array, "G N"]:
+    """Sums over each group's rows."""
+    return jnp.einsum("pg,pn->gn", owner, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _broadcast(own: Float[Array, "P D"], rank: int) -> Float[Array, "P ... D"]:
+    return own.reshape(own.shape[0], *(1,) * (rank - 2), own.shape[1])

@@ -21,6 +21,7 @@ from mot_jax.objectives.next_token import loss_sum, target_count
 from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
 from mot_jax.training import table_gradients, values
+from mot_jax.training.compiling import compiler_options
 from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
 from mot_jax.training.table_gradients import recall_with, taps
 from mot_jax.vocabulary import Vocabulary
@@ -204,6 +205,7 @@ def make_train_step(
         in_shardings=(placed, batch_sharding(mesh)),
         out_shardings=(placed, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 
@@ -228,4 +230,5 @@ def make_loss_eval(
         evaluate,
         in_shardings=(parameter_shardings(run.model, mesh, rules), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh),
     )
