@@ -61,8 +61,8 @@ class Attention(nnx.Module):
         return sum_over(project(rows, y, output), split_over(self.output, "kv_heads"))
 
 
-def _split(y: Float[Array, "... R+2 H"]) -> list[Array]:
-    """Queries [..., R, H], key and value [..., 1, H]. The gradient is one concatenation, of slices it is a sum of pads."""
+def _split(y: Float[Array, "... P H"]) -> list[Array]:
+    """Queries [..., P - 2, H], key and value [..., 1, H]; unlike that of slices, its gradient is one concatenation."""
     return lax.split(y, (y.shape[-2] - 2, 1, 1), axis=y.ndim - 2)
 
 

@@ -1,4 +1,4 @@
-"""Causal attention over short rows, every score at once, with a gradient by hand (FlashAttention, arXiv 2205.14135, B.2).
+"""Causal attention over short rows, every score at once, its gradient by hand (FlashAttention, arXiv 2205.14135, B.2).
 
 Weights are never divided by their sums; what attention reads is, which is S / H times smaller. On 2 cores, forward and
 backward take half of what the gradient of a softmax takes (8 rows of 128 tokens, 4 heads of 32).

@@ -18,7 +18,8 @@ def make_optimizer(
     """The transformation of gradients into updates, and its schedule: updates done -> learning rate.
 
     Weight decay is decoupled (arXiv 1711.05101), multiplied by the learning rate, and acts on every matrix: the
-    embedding and the head included, norm gains and biases excluded. Gradients are clipped before anything else.
+    embedding and the head included, norm gains and biases excluded. Gradients are clipped before anything else; an
+    `update` that is told their `norm` does not take it again.
     With `only` (`Train.only`) nothing but these parameters moves or has moments.
     """
     schedule = make_schedule(config, steps)
@@ -30,10 +31,21 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=decayed,
     )
-    tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    tx = optax.chain(clip_by_norm(config.clip_norm), adamw) if config.clip_norm else adamw
     if only is not None:
         tx = optax.partition({True: tx, False: optax.set_to_zero()}, is_auxiliary)
     return tx, schedule
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, whose `update` may be told the norm: of a sharded model, a collective less."""
+
+    def update(gradients, state, params=None, *, norm=None, **_):
+        norm = optax.global_norm(gradients) if norm is None else norm
+        scale = jnp.minimum(1.0, most / norm)  # NaN of infinite gradients, as they are
+        return jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def make_schedule(config: Optimizer, steps: int) -> Callable:

@@ -152,6 +152,7 @@ def make_train_step(
     check_rows(run, mesh)
     rules = rules_with(run.parallel.rules)
     specs, by_row = transformer.partition_specs(run.model, rules), rows_only(run, mesh)
+    tell = optax.with_extra_args_support(tx)
     sharded_gradients = jax.shard_map(
         lambda params, batch, step: gradients(run, vocabulary, params, batch, step, by_row),
         mesh=mesh,
@@ -172,8 +173,10 @@ def make_train_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm + metrics.get("values_grad_norm", (0.0,))[0]) & jnp.isfinite(metrics["loss"][0])
 
+        told = {} if run.train.only else {"norm": norm}  # of all gradients, not of the part that is trained
+
         def update():
-            updates, new_state = tx.update(grads, opt_state, params)
+            updates, new_state = tell.update(grads, opt_state, params, **told)
             return optax.apply_updates(params, updates), new_state
 
         # A branch, not a select: that would copy the optimizer's moments.

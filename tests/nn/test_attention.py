@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mot_jax.nn import attention
-from mot_jax.nn.blockwise import blockwise_attention
 
 
 def reference(q, k, v, segments):
@@ -34,14 +33,41 @@ def test_causal_within_documents(block, rng, monkeypatch):
     np.testing.assert_allclose(out, reference(*map(np.asarray, (q, k, v, segments))), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("block", [8, 7])
-def test_gradients_in_blocks_equal_those_of_the_whole(block, rng):
+def differentiated(q, k, v, segments):
+    """As jax has it, so that its gradient is one that nobody wrote."""
+    order = jnp.arange(q.shape[1])
+    seen = (segments[:, :, None] == segments[:, None, :]) & (order[:, None] >= order)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+
+
+@pytest.mark.parametrize("block", [512, 8, 7], ids=["whole", "blocks", "uneven blocks"])
+def test_gradients_by_hand_are_those_of_the_softmax(block, rng, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", block)
     q, k, v, segments = packed(rng)
     weights = jnp.float32(rng.standard_normal(q.shape))
-    whole = jax.grad(lambda *a: jnp.sum(attention.causal_in_document(*a, segments) * weights), (0, 1, 2))
-    blocks = jax.grad(lambda *a: jnp.sum(blockwise_attention(*a, segments, block) * weights), (0, 1, 2))
-    for a, b in zip(whole(q, k, v), blocks(q, k, v), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+    def gradients(attend):
+        return jax.grad(lambda *a: jnp.sum(attend(*a, segments) * weights), (0, 1, 2))(q, k, v)
+
+    for wanted, got in zip(gradients(differentiated), gradients(attention.causal_in_document), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_any_size_overflow_nothing(rng):
+    q, k, v, segments = packed(rng)
+    out, pull = jax.vjp(lambda *a: attention.causal_in_document(*a, segments), 1e4 * q, k, v)
+    assert all(bool(jnp.isfinite(x).all()) for x in (out, *pull(jnp.ones_like(out))))
+    np.testing.assert_allclose(out, differentiated(1e4 * q, k, v, segments), rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_rounded_only_between_products(rng):
+    q, k, v, segments = packed(rng)
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    out, pull = jax.vjp(lambda *a: attention.causal_in_document(*a, segments), *half)
+    want, pull_want = jax.vjp(lambda *a: attention.causal_in_document(*a, segments), *(jnp.float32(x) for x in half))
+    for got, exact in zip((out, *pull(jnp.ones_like(out))), (want, *pull_want(jnp.ones_like(want))), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(jnp.float32(got), exact, rtol=0.03, atol=0.03)
 
 
 def test_long_sequences_never_hold_a_square_array():

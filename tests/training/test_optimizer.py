@@ -56,6 +56,17 @@ def test_updates_are_clipped_adamw():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), ours, params)
 
 
+def test_a_norm_that_is_told_is_not_taken_again():
+    tx, _ = make_optimizer(Optimizer(clip_norm=1.0), 10)
+    params, gradients = {"w": jnp.zeros(4)}, {"w": jnp.full(4, 3.0)}
+    taken, told, other = (
+        tx.update(gradients, tx.init(params), params, **more)[1] for more in ({}, {"norm": 6.0}, {"norm": 12.0})
+    )
+    jax.tree.map(np.testing.assert_array_equal, taken, told)
+    first = [state[1][0].mu["w"] for state in (taken, other)]
+    np.testing.assert_allclose(first[1], first[0] / 2)
+
+
 def test_untied_parameters_decay_as_their_dense_counterparts():
     plain = Model(dim=32, num_layers=2, num_heads=2, norm="layer", qk_norm="layer", qkv_bias=True)
     untied = Model(**{**vars(plain), "untied": ("attention", "feed_forward", "norm")})
