@@ -22,6 +22,7 @@ from mot_jax.parallel.collectives import axis_size, sum_over
 from mot_jax.parallel.mesh import batch_sharding, replicated
 from mot_jax.training import table_gradients, values
 from mot_jax.training.compiling import compiler_options
+from mot_jax.training.optimizer import global_norm
 from mot_jax.training.state import TrainState, parameter_shardings, split_values, state_shardings
 from mot_jax.training.table_gradients import recall_with, taps
 from mot_jax.vocabulary import Vocabulary
@@ -170,7 +171,7 @@ def make_train_step(
             params, tables = split_values(params)
             opt_state, tables_state = opt_state["rest"], opt_state.get("values")
             metrics["values_grad_norm"] = (values.gradient_norm(d_tables), one)
-        norm = optax.global_norm(grads)
+        norm = global_norm(grads)
         finite = jnp.isfinite(norm + metrics.get("values_grad_norm", (0.0,))[0]) & jnp.isfinite(metrics["loss"][0])
 
         told = {} if run.train.only else {"norm": norm}  # of all gradients, not of the part that is trained
