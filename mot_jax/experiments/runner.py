@@ -1,5 +1,6 @@
 """Training a list of jobs, each in a process of its own; what is done is left alone, what was begun goes on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from mot_jax.training.run_directory import CHECKPOINTS, CONFIG
 
 POLL = 0.2  # seconds
 LOG = ".log"  # beside a run's directory
+
+Cores = frozenset[int] | None  # None: wherever the system puts it
 
 
 def is_done(job: Job) -> bool:
@@ -37,6 +40,8 @@ def is_done(job: Job) -> bool:
 def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) -> None:
     """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
 
+    Jobs at once get cores of their own: what threads of small models save by a second core they spend waiting for it.
+
     By Ctrl-C or SIGTERM it stops the jobs so that they save, and leaves by KeyboardInterrupt or SystemExit(143).
 
     Raises:
@@ -45,7 +50,8 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
     waiting = [job for job in jobs if not is_done(job)]
     if done := len(jobs) - len(waiting):
         note(f"{done} of {len(jobs)} runs are done already")
-    running: dict[subprocess.Popen, tuple[Job, float]] = {}
+    running: dict[subprocess.Popen, tuple[Job, float, Cores]] = {}
+    free = core_shares(at_once)
     failed: list[str] = []
     number = done
     with interruption() as caught:
@@ -54,10 +60,11 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
                 waiting.remove(job := ready[0])
                 number += 1
                 note(f"run {number}/{len(jobs)}: {job.directory.name}")
-                running[_start(job)] = job, time.monotonic()
+                running[_start(job, cores := free.pop())] = job, time.monotonic(), cores
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
-                job, began = running.pop(process)
+                job, began, cores = running.pop(process)
+                free.append(cores)
                 took = duration_text(time.monotonic() - began)
                 if process.returncode:
                     failed.append(f"{job.directory.name}: {_last_line(job)} (exit code {process.returncode})")
@@ -74,22 +81,34 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {failed[0]}; its log is beside its directory")
 
 
-def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float]]) -> list[Job]:
+def core_shares(at_once: int) -> list[Cores]:
+    """What each of the jobs at once may run on, cores of its own; None where there are too few or nobody can tell."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    if not 1 < at_once <= len(cores):
+        return [None] * at_once
+    return [frozenset(cores[i::at_once]) for i in range(at_once)]
+
+
+def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float, Cores]]) -> list[Job]:
     """Those that go on from no run that is still to be finished."""
-    unfinished = {job.directory for job in waiting} | {job.directory for job, _ in running.values()}
+    unfinished = {job.directory for job in waiting} | {job.directory for job, *_ in running.values()}
     return [job for job in waiting if job.after not in unfinished]
 
 
-def _start(job: Job) -> subprocess.Popen:
+def _start(job: Job, cores: Cores) -> subprocess.Popen:
     job.directory.parent.mkdir(parents=True, exist_ok=True)
     with open(_log(job), "a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "mot_jax.training.command", *job.arguments],
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them in order
         )
+    if cores is not None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(process.pid, cores)  # before it has started any thread
+    return process
 
 
 def _log(job: Job) -> str:

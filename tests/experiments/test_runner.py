@@ -1,6 +1,7 @@
 """Real runs by the runner: trained once, gone on with after a kill, compared in the end."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from etils import epath
 
 from mot_jax.cli import run_main
 from mot_jax.errors import ConfigError, UserError
+from mot_jax.experiments import runner
 from mot_jax.experiments.__main__ import main
 from mot_jax.experiments.read_sweep import read_sweep
-from mot_jax.experiments.runner import is_done, train_all
+from mot_jax.experiments.runner import core_shares, is_done, train_all
 from mot_jax.experiments.sweep import Job, jobs
 from tests.training.conftest import write_dataset
 
@@ -54,6 +56,20 @@ def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
     assert "3 of 3 runs are done already" in printed and "run 1" not in printed
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process to cores")
+def test_runs_at_once_get_cores_of_their_own(place):
+    cores = os.sched_getaffinity(0)
+    shares = core_shares(len(cores))
+    if len(cores) > 1:
+        assert sorted(core for share in shares for core in share) == sorted(cores) and all(map(len, shares))
+    assert core_shares(1) == [None] and core_shares(len(cores) + 1) == [None] * (len(cores) + 1)
+    share = frozenset([max(cores)])
+    process = runner._start(Job(epath.Path(place / "pinned"), (), ("Train.steps = nothing",)), share)
+    assert os.sched_getaffinity(process.pid) == share
+    process.kill()
+    process.wait()
 
 
 def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):
