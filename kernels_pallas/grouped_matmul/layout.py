@@ -47,8 +47,7 @@ class Layout:
     @property
     def row_of_slot(self) -> Int32[Array, " P"]:
         """T where the slot is padding."""
-        groups_of_row = self.slot_of_pair.shape[-1]
-        return self.pair_of_slot if groups_of_row == 1 else self.pair_of_slot // groups_of_row
+        return self.pair_of_slot // self.slot_of_pair.shape[-1]
 
 
 def align_rows(

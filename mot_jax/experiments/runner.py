@@ -51,6 +51,7 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
     if done := len(jobs) - len(waiting):
         note(f"{done} of {len(jobs)} runs are done already")
     running: dict[subprocess.Popen, tuple[Job, float, Cores]] = {}
+    at_once = min(at_once, len(waiting))
     free = core_shares(at_once)
     failed: list[str] = []
     number = done
@@ -60,7 +61,8 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
                 waiting.remove(job := ready[0])
                 number += 1
                 note(f"run {number}/{len(jobs)}: {job.directory.name}")
-                running[_start(job, cores := free.pop())] = job, time.monotonic(), cores
+                cores = free.pop()
+                running[_start(job, cores)] = job, time.monotonic(), cores
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
                 job, began, cores = running.pop(process)
@@ -82,11 +84,12 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
 
 
 def core_shares(at_once: int) -> list[Cores]:
-    """What each of the jobs at once may run on, cores of its own; None where there are too few or nobody can tell."""
+    """As many cores for each of the jobs at once, its own; None where there are too few or nobody can tell."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if not 1 < at_once <= len(cores):
         return [None] * at_once
-    return [frozenset(cores[i::at_once]) for i in range(at_once)]
+    size = len(cores) // at_once
+    return [frozenset(cores[i * size : (i + 1) * size]) for i in range(at_once)]
 
 
 def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float, Cores]]) -> list[Job]:
@@ -106,7 +109,7 @@ def _start(job: Job, cores: Cores) -> subprocess.Popen:
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops them in order
         )
     if cores is not None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
+        with contextlib.suppress(OSError):  # it has ended already, or this system does not let us
             os.sched_setaffinity(process.pid, cores)  # before it has started any thread
     return process
 

@@ -30,8 +30,10 @@ def angles(positions: Int[Array, "B S A"], rates: np.ndarray) -> tuple[Float[Arr
         phase = positions[:, axis].astype(jnp.float32) * rates
         return jnp.cos(phase), jnp.sin(phase)
 
-    # A loop, since XLA's CPU compiler fuses what is outside of one into every rotation, and there makes it a head anew.
-    return jax.lax.map(row, positions)
+    # A loop on a CPU: XLA fuses what is outside of one into every rotation there, and makes it anew for each head.
+    return jax.lax.platform_dependent(
+        positions, cpu=lambda positions: jax.lax.map(row, positions), default=jax.vmap(row)
+    )
 
 
 def rotate(
