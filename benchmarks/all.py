@@ -60,15 +60,15 @@ def run_part(name: str, out: pathlib.Path) -> str | None:
     return f"{lines[-1].strip() if lines else 'no output'} (exit code {code}; {out / name}.log)"
 
 
-def read_parts(out: pathlib.Path) -> dict[str, dict]:
-    """What the directory holds of each part, those of another day or machine than the newest left out."""
+def read_parts(out: pathlib.Path, made: Sequence[str]) -> dict[str, dict]:
+    """What the directory holds of each part; of those not just made, none of another day or machine than the newest."""
     files = {name: out / f"{name}.json" for name in PARTS}
     found = {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
     if not found:
         return {}
     newest = found[max(found, key=lambda name: files[name].stat().st_mtime)]
-    same = ("machine", "versions", "date")
-    return {name: part for name, part in found.items() if all(part[key] == newest[key] for key in same)}
+    same = ("machine", "versions", "date")  # a run of all may go past midnight
+    return {name: part for name, part in found.items() if name in made or all(part[key] == newest[key] for key in same)}
 
 
 def merge(parts: Mapping[str, dict]) -> list[dict]:
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
             print(f"failed: {name}: {reason}", file=sys.stderr, flush=True)
         else:
             print(f"done: {name} after {duration_text(time.monotonic() - began)}", flush=True)
-    if parts := read_parts(out):
+    if parts := read_parts(out, names):
         (out / "results.md").write_text(table := markdown(parts))
         head = {key: next(iter(parts.values()))[key] for key in ("machine", "versions", "date")}
         (out / "results.json").write_text(json.dumps({**head, "rows": merge(parts)}, indent=1))

@@ -1,9 +1,9 @@
 """Every architecture against dense on the default data's sizes: `python benchmarks/architectures.py [--json FILE]`.
 
-The arms are those of configs/sweeps/architectures.toml, all of a dense model's FLOPs a token but mixture-of-depths,
-which has fewer; a row says how many. Compared are the forward pass (held-out loss), the training step, optimizer
-included, and decoding: tokens a second of 8 rows that write an image of 64 codes after prompts of 16 tokens, prefill
-too. All arms take turns in one run, on the same batch.
+The arms are those of configs/sweeps/architectures.toml, all of about a dense model's FLOPs a token; a row says how
+many. Compared are the forward pass (held-out loss), the training step, optimizer included, and decoding: tokens a
+second of 8 rows that write an image of 64 codes after prompts of 16 tokens, prefill too. All arms take turns in one
+run, on the same batch.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import report
 from step_time import packed_batch
 
 from mot_jax.config import Parallel, Run, Sample, resolve
-from mot_jax.experiments.sweep import read_sweep
+from mot_jax.experiments.read_sweep import read_sweep
 from mot_jax.generation.decode import generate_tokens
 from mot_jax.gin_config import load_run
 from mot_jax.parallel.mesh import make_mesh

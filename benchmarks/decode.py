@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
+from bandwidth import memory_reader
 
 from mot_jax.batch import Batch
 from mot_jax.config import Model, Sample, resolve
@@ -25,7 +26,6 @@ from mot_jax.vocabulary import Vocabulary, build_vocabulary
 
 TOKENS = 256
 SETTINGS = ((1, 16), (8, 16), (1, 1024))  # rows, prompt
-READ = (64, 2**20)  # float32 numbers that are summed: 256 MiB, many times any cache
 
 
 def preset(name: str) -> tuple[Model, Vocabulary]:
@@ -66,8 +66,7 @@ def measure(name: str, model: Model, vocabulary: Vocabulary, rows: int, prompt: 
     params = jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0))
     words = np.random.default_rng(0).choice(vocabulary.code_tokens("text"), (rows, prompt - 1))
     prompts = [np.concatenate([[vocabulary.bos], row]).astype(np.int32) for row in words]
-    large = jnp.ones(READ, jnp.float32)
-    add = jax.jit(lambda x: jnp.sum(x, axis=1))
+    read, read_size = memory_reader()
     generated = []
 
     def cached():
@@ -77,10 +76,10 @@ def measure(name: str, model: Model, vocabulary: Vocabulary, rows: int, prompt: 
         )
         generated.append(max(map(len, found)))  # a row may end early; the loop runs until the last one does
 
-    arms = {"cache": cached, "recompute": recompute(model, params, rows, prompt + TOKENS), "read": lambda: add(large)}
+    arms = {"cache": cached, "recompute": recompute(model, params, rows, prompt + TOKENS), "read": read}
     seconds = {arm: np.asarray(times) for arm, times in report.alternate(arms, repeats).items()}
     seconds["cache"] = seconds["cache"] / generated[-1]
-    floor = read_bytes(model) / large.nbytes * seconds["read"]
+    floor = read_bytes(model) / read_size * seconds["read"]
     where = f"{name}, {rows} {'row' if rows == 1 else 'rows'}, prompt {prompt}, {generated[-1]} tokens"
 
     def row(arm: str, times, against: str, ratio) -> dict:
@@ -91,7 +90,7 @@ def measure(name: str, model: Model, vocabulary: Vocabulary, rows: int, prompt: 
         row("KV cache", seconds["cache"], "recompute", seconds["recompute"] / seconds["cache"]),
         row("KV cache", seconds["cache"], "floor", floor / seconds["cache"]),
         row("recompute", seconds["recompute"], "floor", floor / seconds["recompute"]),
-        report.figure(f"floor: {where}", "memory", large.nbytes / float(np.median(seconds["read"])) / 1e9, "GB/s"),
+        report.figure(f"floor: {where}", "memory", read_size / float(np.median(seconds["read"])) / 1e9, "GB/s"),
     ]
 
 

@@ -1,146 +1,93 @@
 """Grouped products against one dense product of the same useful FLOPs: `python benchmarks/grouped_matmul.py`.
 
-The arms of a setting take turns in one run. `forward` is one product; `with gradients` adds those of rows and weights;
-`feed-forward` is a SwiGLU layer, forward and backward. Rows are grouped beforehand, as a model groups them once for all
-its layers; the arm `moving rows` prices one move in and one out.
+The arms of a setting take turns in one run. `forward` is one product; `weight gradient` its weights' alone; `both
+gradients` the product, its rows' and its weights'; `feed-forward` a SwiGLU layer, forward and backward, the peers' made
+of three products; `norm` an RMSNorm, forward and backward, with one gain and with one a group. Rows are grouped
+beforehand, as a model groups them once for all its layers; `align_rows` and `moving rows` (one move in, one out) price
+that beside a layer. `floor` is the time of the same work at the best rates of this run: the useful FLOPs at that of the
+fastest dense arm of the dtype, or the bytes at that of reading a large array, whichever takes longer.
 """
 
 import argparse
-import functools
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import report
+from bandwidth import memory_reader
+from grouped_arms import Product, arms, call, draw, first_line, peers
+from grouped_beside import around, norms
+from grouped_settings import MEASURED, Setting, settings
 
-from kernels_pallas.grouped_matmul import (
-    align_rows,
-    gpu,
-    group_rows,
-    grouped_feed_forward,
-    grouped_matmul,
-    ungroup_rows,
-)
 from mot_jax.training.host_memory import keep_freed_pages
 
-# shares of the groups: (T, K, N, shares)
-SETTINGS = {
-    "G=2, 50/50": (8192, 512, 1376, (0.5, 0.5)),
-    "G=2, 90/10": (8192, 512, 1376, (0.9, 0.1)),
-    "G=2, 100/0": (8192, 512, 1376, (1.0, 0.0)),
-    "G=3, as the default config": (1024, 128, 344, (0.46, 0.32, 0.22)),
-    "G=8, even": (2048, 256, 1024, (0.125,) * 8),
-    "G=8, two empty": (2048, 256, 1024, (0.3, 0.25, 0.15, 0.1, 0.1, 0.1, 0.0, 0.0)),
-}
+Seconds = dict[str, dict[str, list[float]]]  # what is measured -> arm -> of each round
+BESIDE = ("align_rows", "moving rows")
 
 
-def others() -> tuple[dict[str, Callable], list[str]]:
-    """Peers that run on this machine, as (x, weights, sizes) -> y, and a line on each that does not."""
-    found, absent = {"lax.ragged_dot": jax.lax.ragged_dot}, []
-    if jax.default_backend() == "tpu":
-        from jax.experimental.pallas.ops.tpu.megablox import gmm
+def measure(setting: Setting, others: Mapping[str, Product], repeats: int) -> tuple[Seconds, list[str]]:
+    """Seconds of every arm, and a line on each call that one of the others does not take."""
+    problem, refused = draw(setting), []
+    every = arms(setting, problem, others)
+    beside = {"feed-forward": around(setting, problem), "norm": norms(setting, problem)}
+    seconds = {}
+    for what in MEASURED:
+        calls = {}
+        for name, arm in every.items():
+            made = call(what, arm, problem)
+            try:
+                if name in others:
+                    jax.block_until_ready(made())
+            except Exception as error:  # whatever it is, the run goes on without it
+                refused.append(f"{name}, {what}: {first_line(error)}")
+            else:
+                calls[name] = made
+        seconds[what] = report.alternate(calls | beside.get(what, {}), repeats)
+    if beside["norm"]:
+        seconds["norm"] = report.alternate(beside["norm"], repeats)
+    return seconds, refused
 
-        tiling = (256, 512, 512)
-        found[f"megablox, tiles {tiling}"] = functools.partial(gmm, preferred_element_type=jnp.bfloat16, tiling=tiling)
-    else:
-        absent.append("megablox: needs a TPU")
-    if importlib.util.find_spec("tokamax"):
-        import tokamax
 
-        found["tokamax"] = lambda x, w, sizes: tokamax.ragged_dot(x, w, group_sizes=sizes)
-    else:
-        absent.append("tokamax: not installed")
-    return found, absent
-
-
-def arms(rows: int, depth: int, width: int, shares: tuple[float, ...], dtype) -> dict[str, dict]:
-    """What is compared -> arm -> a call."""
-    rng = np.random.default_rng(0)
-    groups = len(shares)
-    counts = np.diff(np.rint(np.cumsum((0, *shares)) * rows)).astype(int)
-    ids = rng.permutation(np.repeat(np.arange(groups), counts)).astype(np.int32)
-    x = jnp.asarray(rng.normal(size=(rows, depth)), dtype)
-    up, gate = (jnp.asarray(rng.normal(size=(groups, depth, width)) / depth**0.5, dtype) for _ in range(2))
-    down = jnp.asarray(rng.normal(size=(groups, width, depth)) / width**0.5, dtype)
-    layout = jax.jit(functools.partial(align_rows, num_groups=groups))(ids)
-    slots = jax.jit(group_rows)(x, layout)
-    sizes = jnp.asarray(np.bincount(ids, minlength=groups), jnp.int32)
-    in_order = x[np.argsort(ids, kind="stable")]
-
-    dy, dx = (jnp.asarray(rng.normal(size=(rows, size)), dtype) for size in (width, depth))
-
-    def swiglu(x, gate, up, down):
-        return (jax.nn.silu((x @ gate).astype(jnp.float32)) * (x @ up)).astype(x.dtype) @ down
-
-    grouped = {"grouped": None}  # arm -> implementation
-    if jax.default_backend() == "gpu" and not gpu.unsupported(layout, slots, up, down):
-        grouped["grouped, gpu kernels"] = "gpu"  # they have to be asked for
-
-    # (function, arrays that are differentiated, what is not, cotangent); nothing is a constant of the program
-    products = {
-        "dense": (lambda x, w: x @ w, (x, up[0]), (), dy),
-        **{
-            arm: (
-                functools.partial(grouped_matmul, implementation=name),
-                (slots, up),
-                (layout,),
-                group_rows(dy, layout),
-            )
-            for arm, name in grouped.items()
-        },
-        **{name: (function, (in_order, up), (sizes,), dy) for name, function in others()[0].items()},
-    }
-    layers = {
-        "dense": (swiglu, (x, gate[0], up[0], down[0]), (), dx),
-        **{
-            arm: (
-                functools.partial(grouped_feed_forward, implementation=name),
-                (slots, gate, up, down),
-                (layout,),
-                group_rows(dx, layout),
-            )
-            for arm, name in grouped.items()
-        },
-    }
-
-    def forward(function, arrays, others, _):
-        return functools.partial(jax.jit(function), *arrays, *others)
-
-    def trained(function, arrays, others, cotangent):
-        def run(arrays, others, cotangent):
-            y, pull = jax.vjp(lambda *a: function(*a, *others), *arrays)
-            return y, pull(cotangent)
-
-        return functools.partial(jax.jit(run), arrays, others, cotangent)
-
-    moved = jax.jit(lambda x, y, layout: (group_rows(x, layout), ungroup_rows(y, layout)))
-    return {
-        "forward": {arm: forward(*of) for arm, of in products.items()},
-        "with gradients": {arm: trained(*of) for arm, of in products.items()},
-        "feed-forward": {
-            **{arm: trained(*of) for arm, of in layers.items()},
-            "moving rows": functools.partial(moved, x, slots, layout),
-        },
-    }
+def table(every: Mapping[str, Setting], measured: Mapping[str, Seconds], read: float) -> list[dict]:
+    """A row for each arm, and in the products' one for the floor; `read` is in bytes a second."""
+    best = dict.fromkeys([setting.dtype for setting in every.values()], 0.0)  # FLOPs a second of a dense arm
+    for name, seconds in measured.items():
+        for what in MEASURED:
+            rate = every[name].work(what)[0] / float(np.median(seconds[what]["dense"]))
+            best[every[name].dtype] = max(best[every[name].dtype], rate)
+    rows = []
+    for name, seconds in measured.items():
+        for what, taken in seconds.items():
+            found = [report.row(f"{name} | {what} | {arm}", taken[arm], "dense", taken["dense"]) for arm in taken]
+            if what in MEASURED:
+                flops, size = every[name].work(what)
+                floor = max(flops / best[every[name].dtype], size / read)
+                ratio = floor / float(np.median(taken["dense"]))
+                found.append(report.figure(f"{name} | {what} | floor", "time", 1e3 * floor, "ms", "dense", ratio))
+                found = [r if r["name"].endswith(BESIDE) else r | {"TFLOP/s": flops / r["value"] / 1e9} for r in found]
+            rows += found
+    rates = [report.figure(f"dense, {dtype}, at best", "rate", rate / 1e12, "TFLOP/s") for dtype, rate in best.items()]
+    return [*rows, *rates, report.figure("memory, read in order", "rate", read / 1e9, "GB/s")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="also write the rows here")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", metavar="FILE", help="also write the rows here")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds (default: %(default)s)")
     args = parser.parse_args()
     keep_freed_pages()  # as train.py does
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    rows = []
-    for name, setting in SETTINGS.items():
-        for what, calls in arms(*setting, dtype).items():
-            seconds = report.alternate(calls, args.repeats)
-            rows += [report.row(f"{name} | {what} | {arm}", seconds[arm], "dense", seconds["dense"]) for arm in calls]
-    shapes = ", ".join(sorted({f"T={t} K={k} N={n}" for t, k, n, _ in SETTINGS.values()}))
-    report.show(f"grouped products, {shapes}", rows, args.json)
-    for line in others()[1]:
+    every, (others, absent) = settings(jax.default_backend()), peers()
+    measured, read = {}, 0.0
+    for number, (name, setting) in enumerate(every.items(), 1):
+        print(f"{number}/{len(every)}: {name}", flush=True)
+        reader, size = memory_reader()
+        read = max(read, size / float(np.median(report.alternate({"read": reader}, args.repeats)["read"])))
+        del reader  # the array is large
+        measured[name], refused = measure(setting, others, args.repeats)
+        absent += [f"{line} ({name})" for line in refused]
+    shapes = ", ".join(sorted({f"T={s.rows} K={s.depth} N={s.width}" for s in every.values()}))
+    report.show(f"grouped products, {shapes}", table(every, measured, read), args.json)
+    for line in absent:
         print("not here:", line)
 
 

@@ -72,12 +72,17 @@ def figure(
 
 
 def show(title: str, rows: Sequence[dict], path: str | None) -> None:
-    """Prints the table, and writes it as JSON where a path is given, with machine, versions and date."""
+    """Prints the table, and writes it as JSON where a path is given, with machine, versions and date.
+
+    What a benchmark adds to its rows is a column of numbers more.
+    """
     table = Table(title=f"{title} ({machine()})")
-    for column in ("name", "metric", "value", "unit", "against", "ratio"):
-        table.add_column(column, justify="right" if column in ("value", "ratio") else "left")
+    columns = list(dict.fromkeys(key for r in rows for key in r))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("name", "metric", "unit", "against") else "right")
     for r in rows:
-        table.add_row(*("" if v is None else f"{v:,.3f}" if isinstance(v, float) else str(v) for v in r.values()))
+        values = map(r.get, columns)
+        table.add_row(*("" if v is None else f"{v:,.3f}" if isinstance(v, float) else str(v) for v in values))
     Console(width=120).print(table)
     if path:
         date = datetime.date.today().isoformat()

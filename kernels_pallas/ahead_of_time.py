@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 TPU_TOPOLOGIES = {
     "v4": "v4:2x2x1",
@@ -34,7 +35,7 @@ def missing(target: str) -> str | None:
 
 
 def compile_for(
-    target: str, function: Callable, *arguments: jax.ShapeDtypeStruct
+    target: str, function: Callable, *arguments: PyTree[jax.ShapeDtypeStruct]
 ) -> tuple[jax.stages.Compiled, jax.stages.Traced]:
     """`jax.jit(function)` for one chip of the target, called with arrays of these shapes, and its trace.
 
@@ -50,7 +51,7 @@ def compile_for(
     described = gpu_topology() if target == "h100" else tpu_topology(TPU_TOPOLOGIES[target])
     mesh = Mesh(np.array(described.devices[:1]), ("chip",))
     one_chip = NamedSharding(mesh, PartitionSpec())
-    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_chip) for a in arguments]
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_chip), arguments)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # tells kernels which chip they are traced for
         traced = jax.jit(function).trace(*shapes)
         return traced.lower().compile(), traced

@@ -4,11 +4,18 @@ A back end of kernels is a module with the operations and `unsupported(*call)`: 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
+from jax.experimental import pallas as pl
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+PLATFORMS = {"gpu": "cuda", "sparse_core": "tpu", "tpu": "tpu"}  # that each back end's kernels are for
 
 
 def check_implementation(implementation: str | None, kernels: Mapping[str, ModuleType], *call) -> None:
@@ -16,10 +23,21 @@ def check_implementation(implementation: str | None, kernels: Mapping[str, Modul
     known = ("xla", *kernels, "reference")
     if implementation is not None and implementation not in known:
         raise ValueError(f"implementation: got {implementation!r}, expected one of {', '.join(sorted(known))}")
-    reasons = {name: module.unsupported(*call) for name, module in kernels.items()}
-    if reasons.get(implementation):
-        every = "; ".join(f"{name}: {reason or 'can'}" for name, reason in ({**reasons, "xla": None}).items())
-        raise ValueError(f"implementation: {implementation!r} cannot take this call ({every})")
+    if implementation in kernels and kernels[implementation].unsupported(*call):
+        raise ValueError(_refusal(implementation, kernels, call))
+
+
+def _refusal(implementation: str, kernels: Mapping[str, ModuleType], call: tuple, platform: str | None = None) -> str:
+    """Every back end's reason, on the platform if it is known."""
+
+    def reason(name: str) -> str:
+        if found := kernels[name].unsupported(*call):
+            return found
+        needs = PLATFORMS[name]
+        return f"can on {needs}" if platform in (None, needs) else f"compiled for {platform}, expected {needs}"
+
+    every = "; ".join(f"{name}: {reason(name)}" for name in kernels)
+    return f"implementation: {implementation!r} cannot take this call ({every}; xla: can)"
 
 
 def run(
@@ -33,6 +51,8 @@ def run(
 ):
     """`name(*arguments, **static)` of the back end asked for; with None, of the platform's own where it takes the call.
 
+    Compiled for another platform than that of the kernels asked for, it raises ValueError with every back end's reason.
+
     Args:
       modules: every back end by name, "xla" among them; `default`: kernels by platform.
       call: what `unsupported` is asked about.
@@ -43,8 +63,41 @@ def run(
         # A batch of calls is a loop of them: the kernels' own batching would leave their grid's semantics behind.
         return sequential_vmap(function) if hasattr(module, "unsupported") else function
 
-    if implementation is not None:
-        return of(modules[implementation])(*arguments)
-    able = {platform: of(module) for platform, module in default.items() if not module.unsupported(*call)}
     # Never by jax.devices(): the program may be compiled for a machine that is not there.
-    return lax.platform_dependent(*arguments, default=of(modules["xla"]), **able)
+    if implementation is None:
+        able = {platform: of(module) for platform, module in default.items() if not module.unsupported(*call)}
+        return lax.platform_dependent(*arguments, default=of(modules["xla"]), **able)
+    asked = of(modules[implementation])
+    if implementation not in PLATFORMS or _interpreted():
+        return asked(*arguments)
+    kernels = {name: module for name, module in modules.items() if name in PLATFORMS}
+    refused = _refused(asked, lambda platform: _refusal(implementation, kernels, call, platform))
+    return lax.platform_dependent(*arguments, default=refused, **{PLATFORMS[implementation]: asked})
+
+
+def _interpreted() -> bool:
+    """Whether kernels are interpreted here, as they can be on every platform."""
+    # jax has no public way to ask.
+    probe = jax.make_jaxpr(pl.pallas_call(lambda out: None, out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32)))()
+    return any(eqn.params.get("interpret") for eqn in probe.eqns)
+
+
+def _refused(function: Callable, message_of: Callable[[str], str]) -> Callable:
+    """The function for platforms that cannot run it: it can be traced, and raises ValueError when it is lowered."""
+
+    def never(*arguments):
+        def bind(shape):
+            return _never.bind(jnp.zeros(shape.shape, shape.dtype), message_of=message_of)
+
+        return jax.tree.map(bind, jax.eval_shape(function, *arguments))
+
+    return jax.jit(never)
+
+
+def _raise(context, _, *, message_of):
+    raise ValueError(message_of("/".join(context.module_context.platforms)))
+
+
+_never = Primitive("implementation_refused")
+_never.def_abstract_eval(lambda shape, **_: shape)
+mlir.register_lowering(_never, _raise)

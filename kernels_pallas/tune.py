@@ -14,7 +14,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 GAIN = 0.99
 
@@ -39,20 +39,23 @@ def candidates(depth: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield "weight_gradient", (inner, outer)
 
 
-def call(kernel: str, block: tuple[int, ...], layout_of: Callable) -> Callable:
-    """The kernel as a function of (group ids, x [P, K], y [P, N], w [G, K, N]); block () is the rules' own."""
+def kernels(block: tuple[int, ...]) -> dict[str, tuple[Callable, str]]:
+    """Kernel -> (function of a layout and arrays, which these are), with this block; () is the rules' own.
+
+    The arrays: x [P, K], y and z [P, N], w and v [G, K, N].
+    """
     from kernels_pallas.grouped_matmul import tpu_rows, tpu_weights
 
     product = functools.partial(tpu_rows.product, block=block)
     swiglu = functools.partial(tpu_rows.swiglu, block=block)
     return {
-        "product": lambda i, x, y, w: product((x,), (w,), layout_of(i), transpose=False),
-        "product_transposed": lambda i, x, y, w: product((y,), (w,), layout_of(i), transpose=True),
-        "sum_transposed": lambda i, x, y, w: product((y, y + 1), (w, w + 1), layout_of(i), transpose=True),
-        "swiglu": lambda i, x, y, w: swiglu(x, w, w + 1, layout_of(i), keep=False),
-        "swiglu_kept": lambda i, x, y, w: swiglu(x, w, w + 1, layout_of(i), keep=True),
-        "weight_gradient": lambda i, x, y, w: tpu_weights.weight_gradient(x, y, layout_of(i), block=block),
-    }[kernel]
+        "product": (lambda layout, x, w: product((x,), (w,), layout, transpose=False), "xw"),
+        "product_transposed": (lambda layout, y, w: product((y,), (w,), layout, transpose=True), "yw"),
+        "sum_transposed": (lambda layout, y, z, w, v: product((y, z), (w, v), layout, transpose=True), "yzwv"),
+        "swiglu": (lambda layout, x, w, v: swiglu(x, w, v, layout, keep=False), "xwv"),
+        "swiglu_kept": (lambda layout, x, w, v: swiglu(x, w, v, layout, keep=True), "xwv"),
+        "weight_gradient": (lambda layout, x, y: tpu_weights.weight_gradient(x, y, layout, block=block), "xy"),
+    }
 
 
 def judge_by_schedule(target: str, dump: pathlib.Path) -> Callable:
@@ -75,23 +78,26 @@ def judge_by_schedule(target: str, dump: pathlib.Path) -> Callable:
 
 
 def judge_by_time(function, shapes) -> float | None:
-    """Median seconds of twenty calls on this machine's device."""
+    """Median seconds of twenty calls on this machine's device, rows in random groups; None where it does not fit."""
     import jax
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    groups = shapes[-1].shape[0]
-    ids = rng.integers(0, groups, shapes[0].shape).astype(np.int32)
-    arrays = [jax.numpy.asarray(rng.normal(size=s.shape), s.dtype) for s in shapes[1:]]
+    from kernels_pallas.grouped_matmul import align_rows
+
+    layout, *others = shapes
+    ids = np.random.default_rng(0).integers(0, layout.num_groups, layout.num_rows).astype(np.int32)
+    layout = jax.jit(functools.partial(align_rows, num_groups=layout.num_groups, tile=layout.tile))(ids)
+    keys = jax.random.split(jax.random.key(0), len(others))
+    arrays = [jax.random.normal(key, s.shape, s.dtype) for key, s in zip(keys, others, strict=True)]
     run = jax.jit(function)
     try:
-        jax.block_until_ready(run(ids, *arrays))
+        jax.block_until_ready(run(layout, *arrays))
     except jax.errors.JaxRuntimeError:
         return None
     taken = []
     for _ in range(20):
         start = time.perf_counter()
-        jax.block_until_ready(run(ids, *arrays))
+        jax.block_until_ready(run(layout, *arrays))
         taken.append(time.perf_counter() - start)
     return float(np.median(taken))
 
@@ -104,16 +110,19 @@ def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dic
     from kernels_pallas.grouped_matmul import align_rows
     from kernels_pallas.grouped_matmul.tpu_tiles import table_key
 
-    layout_of = functools.partial(align_rows, num_groups=groups)
-    ids = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    layout = jax.eval_shape(layout_of, ids)
-    sizes = (layout.num_slots, depth), (layout.num_slots, width), (groups, depth, width)
-    shapes = ids, *(jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in sizes)
+    layout = jax.eval_shape(functools.partial(align_rows, num_groups=groups), jax.ShapeDtypeStruct((rows,), jnp.int32))
+    of_x, of_y, of_w = (layout.num_slots, depth), (layout.num_slots, width), (groups, depth, width)
+    arrays = {"x": of_x, "y": of_y, "z": of_y, "w": of_w, "v": of_w}
+
+    def judged(kernel, block):
+        function, names = kernels(block)[kernel]
+        return judge(function, (layout, *(jax.ShapeDtypeStruct(arrays[name], jnp.bfloat16) for name in names)))
+
     rules, found = {}, {}
     for kernel, block in candidates(depth, width):
         if kernel not in rules:
-            rules[kernel] = judge(call(kernel, (), layout_of), shapes)
-        taken = judge(call(kernel, block, layout_of), shapes)
+            rules[kernel] = judged(kernel, ())
+        taken = judged(kernel, block)
         print(f"{kernel} K={depth} N={width} {block}: {_microseconds(taken)}, by rule {_microseconds(rules[kernel])}")
         by_rule = math.inf if rules[kernel] is None else rules[kernel]
         best, _ = found.get(kernel, (GAIN * by_rule, None))
@@ -125,6 +134,20 @@ def tune(judge: Callable, rows: int, groups: int, depth: int, width: int) -> dic
         key = table_key(kernel, jnp.bfloat16, layout.tile, *contracted.get(kernel, (depth, width)))
         entries[key] = found[kernel][1] if kernel in found else None
     return entries
+
+
+def fill(
+    path: pathlib.Path, chip: str, judge: Callable, rows: int, groups: int, shapes: Iterable[Sequence[int]]
+) -> None:
+    """Writes what is found for each shape (K, N) into the chip's part of the table, in place of what it had there."""
+    for depth, width in shapes:
+        found = tune(judge, rows, groups, depth, width)
+        table = json.loads(path.read_text())  # again after each shape, so that a killed run keeps what it found
+        entries = {**table.get(chip, {}), **found}
+        table[chip] = {key: block for key, block in sorted(entries.items()) if block}
+        path.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+        better = sum(map(bool, found.values()))
+        print(f"{path}: {better} blocks better than the rules for K={depth} N={width} on {chip}")
 
 
 def _microseconds(seconds: float | None) -> str:
@@ -161,14 +184,7 @@ def main() -> None:
             chip, judge = str(pltpu.get_tpu_info().chip_version), judge_by_time
         from kernels_pallas.grouped_matmul.tpu_tiles import TABLE
 
-        for depth, width in shapes:
-            found = tune(judge, args.rows, args.groups, depth, width)
-            table = json.loads(TABLE.read_text())  # again after each shape, so that a killed run keeps what it found
-            entries = {**table.get(chip, {}), **found}
-            table[chip] = {key: block for key, block in sorted(entries.items()) if block}
-            TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
-            better = sum(map(bool, found.values()))
-            print(f"{TABLE}: {better} blocks better than the rules for K={depth} N={width} on {chip}")
+        fill(TABLE, chip, judge, args.rows, args.groups, shapes)
 
 
 def _refuse(message: str) -> int:

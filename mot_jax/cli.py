@@ -158,7 +158,7 @@ def parse_compare(argv: Sequence[str]) -> CompareArguments:
     parser = Parser("eval.py compare", "At what share of one run's cost others reach its loss.", _COMPARE_EXAMPLES)
     parser.add_argument("run_dirs", nargs="*", metavar="RUN", help="run directories, the reference first")
     parser.add_argument("--out", metavar="DIR", help="where compare.json and a figure a modality go")
-    _add_import(parser, "a module with config classes that the runs need")
+    add_import(parser, "a module with config classes that the runs need")
     arguments, _ = parse_flags(parser, argv)
     if not arguments.run_dirs:
         raise ConfigError("compare: expected run directories, as in python eval.py compare runs/dense runs/mot")
@@ -205,12 +205,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="'X.y = VALUE'",
         help="the same, spelt as in a file",
     )
-    _add_import(
+    add_import(
         parser, "a module of yours with sources, codecs, tasks or config classes; found from the current directory too"
     )
 
 
-def _add_import(parser: argparse.ArgumentParser, what: str) -> None:
+def add_import(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--import MODULE`, as often as wanted: `parse_flags` imports them and returns their names as `modules`."""
     parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=what)
 
 

@@ -1,6 +1,8 @@
 """The public face: every name loads, and importing the package stays light."""
 
+import ast
 import importlib
+import pathlib
 import pkgutil
 import subprocess
 import sys
@@ -39,3 +41,13 @@ def test_every_module_can_be_imported(package):
         if not name.endswith("__main__"):
             importlib.import_module(name)
     assert len(names) > 20
+
+
+def test_the_kernels_need_no_more_than_they_say():
+    found = set()
+    for path in pathlib.Path(*kernels_pallas.__path__).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found |= {name.partition(".")[0] for name in names}
+    assert found - set(sys.stdlib_module_names) == {"jax", "jaxtyping", "numpy", "kernels_pallas"}

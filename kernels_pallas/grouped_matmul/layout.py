@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, Shaped
+from jaxtyping import Array, Float, Int32, Integer, Shaped
 
 from kernels_pallas.grouped_matmul.tiles import choose_tile, num_tiles
 
@@ -29,7 +29,7 @@ class Layout:
 
     # Any: a tree map may put shapes or shardings in place of arrays.
     pair_of_slot: Any  # int32[P]: row * A + which of its groups, T * A where the slot is padding
-    slot_of_pair: Any  # int32[T, A], P where there is no such pair
+    slot_of_pair: Any  # int32[T, A], P or more where there is no such pair
     tile_groups: Any  # int32[P / tile], a valid group also for dead tiles
     live_tiles: Any  # int32[]
     group_sizes: Any  # int32[G]
@@ -51,7 +51,7 @@ class Layout:
 
 
 def align_rows(
-    group_ids: Int32[Array, "T *A"], num_groups: int, *, tile: int | None = None, max_pairs: int | None = None
+    group_ids: Integer[Array, "T *A"], num_groups: int, *, tile: int | None = None, max_pairs: int | None = None
 ) -> Layout:
     """Gives every row a slot in each group its ids name; rows keep their order within a group.
 
@@ -59,7 +59,8 @@ def align_rows(
       group_ids: [T], or [T, A] where a row may belong to several groups, each named once. An id that is not in
         0..G-1 names none.
       tile: rows of a tile; None chooses it by the shapes.
-      max_pairs: how many ids at most name a group, if fewer than T * A: slots are made for no more. The caller's word.
+      max_pairs: how many ids at most name a group, if fewer than T * A: slots are made for no more. Should more of
+        them do so, the last groups may lose their last rows.
 
     Raises ValueError for ids of another rank or type, no group at all, or a tile below one row.
     """
@@ -77,12 +78,14 @@ def align_rows(
     tiles = num_tiles(most, num_groups, tile)
     slots = tiles * tile
 
-    owned = (ids[:, None] == jnp.arange(num_groups, dtype=ids.dtype)).astype(jnp.int32)  # [T * A, G]
+    # Compared in a type that holds both: group 256 is no uint8, and would wrap around to group 0.
+    owned = (ids[:, None] == jnp.arange(num_groups, dtype=jnp.int32)).astype(jnp.int32)  # [T * A, G]
     seen = jnp.cumsum(owned, axis=0, dtype=jnp.int32)
     sizes = jnp.sum(owned, axis=0, dtype=jnp.int32)
     tiles_of_group = (sizes + tile - 1) // tile
     end_tile = jnp.cumsum(tiles_of_group, dtype=jnp.int32)
     start = (end_tile - tiles_of_group) * tile
+    end_tile = jnp.minimum(end_tile, tiles)  # less where max_pairs was passed
     slot = jnp.sum(owned * (seen - 1 + start), axis=1, dtype=jnp.int32)
     slot_of_pair = jnp.where(jnp.any(owned, axis=1), slot, slots).astype(jnp.int32)
     pair_of_slot = jnp.full((slots,), pairs, jnp.int32)
@@ -94,7 +97,7 @@ def align_rows(
         slot_of_pair=slot_of_pair.reshape(shape),
         tile_groups=jnp.minimum(tile_groups, num_groups - 1),
         live_tiles=end_tile[-1],
-        group_sizes=sizes,
+        group_sizes=jnp.minimum(sizes, jnp.maximum(slots - start, 0)),
         tile=tile,
         num_groups=num_groups,
     )
@@ -147,14 +150,14 @@ def move_rows(
 
 
 def _gather(x, source):
+    if not (x.shape[0] and source.size):  # jax gathers nothing from no rows
+        return jnp.zeros((source.shape[0], *x.shape[1:]), x.dtype)
     if source.ndim == 1:
         return x.at[source].get(mode="fill", fill_value=0)
-    if source.shape[1] == 1:
-        return _gather(x, source[:, 0])
-    parts = [_gather(x, source[:, i]) for i in range(source.shape[1])]
-    if x.dtype == jnp.bfloat16:
-        return sum(part.astype(jnp.float32) for part in parts).astype(x.dtype)
-    return sum(parts)
+    first, *rest = (_gather(x, source[:, i]) for i in range(source.shape[1]))
+    if x.dtype == jnp.bfloat16 and rest:
+        return sum((part.astype(jnp.float32) for part in rest), first.astype(jnp.float32)).astype(x.dtype)
+    return functools.reduce(jnp.add, rest, first)  # which of booleans is "or"
 
 
 @jax.custom_vjp

@@ -16,13 +16,17 @@ matmul, matmul_gradient, swiglu, swiglu_gradient, feed_forward, feed_forward_gra
 
 def unsupported(layout: Layout, *arrays) -> str | None:
     """Why these kernels cannot take the call, or None."""
-    dtype, widest = arrays[0].dtype, max(size for array in arrays for size in array.shape[1:])
+    dtype, sizes = arrays[0].dtype, [size for array in arrays for size in array.shape[1:]]
     if dtype not in DTYPES:
         return f"rows are {dtype}, expected bfloat16 or float32"
     if (tpu := chip()) and tpu.generation < 4:
         return f"TPU generation {tpu.generation}, expected 4 or later"
     if layout.tile % ROWS:
         return f"tiles hold {layout.tile} rows, expected a multiple of {ROWS}"
-    if not fits(widest, layout.tile, dtype.itemsize):
-        return f"{widest} columns of {dtype} do not fit in VMEM at once"
+    if not layout.num_slots:
+        return "there are no rows"
+    if not all(sizes):
+        return "0 columns, expected at least 1"
+    if not fits(max(sizes), layout.tile, dtype.itemsize):
+        return f"{max(sizes)} columns of {dtype} do not fit in VMEM at once"
     return None

@@ -10,13 +10,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.activation import activate
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, tuned
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, columns, multiply, tuned
 from kernels_pallas.tpu_chip import vmem_limit
 
 
@@ -53,10 +52,7 @@ def _kernel(groups, live, *refs, num_x: int, num_weights: int, contract: int, fi
     @pl.when(tile < live[0])
     def _():
         xs_of_weights = xs * num_weights if num_x == 1 else xs
-        products = [
-            lax.dot_general(x[...], w[0], (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32)
-            for x, w in zip(xs_of_weights, weights, strict=True)
-        ]
+        products = [multiply(x[...], w[0], (1, contract)) for x, w in zip(xs_of_weights, weights, strict=True)]
         finish(outs, products)
 
     @pl.when(tile >= live[0])

@@ -65,6 +65,18 @@ def gradient_blocks(depth: int, width: int, tile: int, itemsize: int) -> tuple[i
     return inner, outer
 
 
+def multiply(a, b, contract: tuple[int, int]):
+    """The product over one axis of each, in float32, whatever precision the caller has set for jax's own products.
+
+    By default the matrix units would round float32 to bfloat16; "high", and jax's algorithms, no kernel can have.
+    """
+    if contract[1] == 1 and b.shape[0] == 1:  # of bfloat16 jax makes a reduction that its own verifier refuses
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT
+    contracted = (contract[:1], contract[1:]), ((), ())
+    return lax.dot_general(a, b, contracted, precision=precision, preferred_element_type=jnp.float32)
+
+
 def clear(ref) -> None:
     """Zeros in a [rows, columns] block, 16 rows at a time: written out whole it would swell the kernel."""
     rows = 16

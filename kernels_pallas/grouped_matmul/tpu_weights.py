@@ -2,12 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels_pallas.grouped_matmul.layout import Layout
-from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, tuned
+from kernels_pallas.grouped_matmul.tpu_tiles import clear, gradient_blocks, multiply, tuned
 from kernels_pallas.tpu_chip import vmem_limit
 
 ADD, START, EMPTY, NOTHING = range(4)  # what a visit does to its group's block
@@ -34,7 +33,7 @@ def _kernel(tile_of, group_of, what_of, x, dy, out):
 
     @pl.when(what <= START)
     def _():
-        step = lax.dot_general(x[...], dy[...], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        step = multiply(x[...], dy[...], (0, 0))
         out[0] = jnp.where(what == START, 0.0, out[0]) + step
 
     @pl.when(what == EMPTY)

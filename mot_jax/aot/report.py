@@ -11,7 +11,7 @@ from mot_jax.aot.collectives import Traffic, collectives
 from mot_jax.aot.compile import Bytes, Compiled
 from mot_jax.aot.topology import Target
 from mot_jax.nn import count
-from mot_jax.training.flops import forward_flops_by_part, run_flops_per_token
+from mot_jax.training.flops import run_flops_by_part
 
 GIB = 2**30
 
@@ -72,9 +72,7 @@ class Report:
 def make_report(compiled: Compiled, target: Target) -> Report:
     run, mesh = compiled.run, compiled.mesh
     tokens = run.data.global_batch_size * run.data.sequence_length
-    forward = forward_flops_by_part(run.model, run.data.sequence_length)
-    passes = run_flops_per_token(run) / sum(forward.values())  # 3 where there is a backward pass
-    analytic = {part: once * passes * tokens / mesh.size for part, once in forward.items()}
+    analytic = {part: each * tokens / mesh.size for part, each in run_flops_by_part(run).items()}
     common = {
         "target": target.description,
         "chips": target.chips,

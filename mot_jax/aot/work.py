@@ -8,7 +8,8 @@ import numpy as np
 
 from mot_jax.aot.hlo import Instruction, Module, Shape
 
-PARTS = ("projections", "scores", "feed_forward", "memory", "head")  # scopes of the model's code (jax.named_scope)
+# Scopes of the model's code (jax.named_scope).
+PARTS = ("projections", "scores", "feed_forward", "memory", "auxiliary", "head")
 _SCOPE = re.compile(rf"\b({'|'.join(PARTS)})\b")
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),

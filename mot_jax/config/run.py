@@ -40,7 +40,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """The loop. An interval of 0 turns its work off."""
+    """The loop. An interval of 0 turns its work off; any other's is done at the last step too."""
 
     steps: int = 2000
     seed: int = 0
@@ -90,7 +90,7 @@ class Sample:
 class Eval:
     """Held-out evaluation: losses always, tasks by name."""
 
-    batches: int = 8  # during training; eval.py reads the whole split
+    batches: int | None = 8  # during training, None: the whole split; eval.py always reads the whole
     tasks: tuple[str, ...] = ()
     prompts: int = 200  # a task
     guidance: float = 2.0  # of the guided half of drawing tasks

@@ -7,7 +7,9 @@ from typing import Any
 
 from etils import epath
 
+from mot_jax.cli import DEFAULT_CONFIG
 from mot_jax.errors import ConfigError, nearest
+from mot_jax.evaluation.compare.held_out import held_out_rows, held_out_text
 from mot_jax.experiments.sweep import Arm, Sweep
 from mot_jax.gin_config import configs_directory, load_run
 
@@ -30,31 +32,36 @@ def read_sweep(name: str) -> Sweep:
     for arm, fields in arms.items():
         if not isinstance(fields, Mapping):
             raise ConfigError(f"{path}: arms.{arm}: expected a table, got {fields!r}")
-        _check_names(path, fields, {"files", "set", "start"}, f"arms.{arm}.")
+        _check_names(path, fields, {"files", "set", "start", "against"}, f"arms.{arm}.")
     reference = given.get("reference", next(iter(arms)))
     if reference not in arms:
         raise ConfigError(f"{path}: reference: no arm {reference!r}{nearest(str(reference), arms)}")
+    files = _list(path, given, "files", str)
     sweep = Sweep(
         name=path.stem,
         arms=tuple(
             Arm(
                 arm,
-                _list(path, fields, "files", str, f"arms.{arm}."),
+                _list(path, fields, "files", str, f"arms.{arm}.")
+                or (() if files else (DEFAULT_CONFIG,)),  # as train.py
                 _list(path, fields, "set", str, f"arms.{arm}."),
                 _start(path, fields, arms, arm),
+                _against(path, fields, arms, arm),
             )
             for arm, fields in arms.items()
         ),
         reference=reference,
         seeds=_list(path, given, "seeds", int) or (0,),
         learning_rates=_list(path, given, "learning_rates", float),
-        **{key: _list(path, given, key, str) for key in ("files", "set", "search")},
+        files=files,
+        **{key: _list(path, given, key, str) for key in ("set", "search")},
     )
     for arm in sweep.arms:
         try:
             load_run((*sweep.files, *arm.files), (*sweep.set, *arm.set, *sweep.search))
         except ConfigError as error:
             raise ConfigError(f"{path}: arms.{arm.name}: {error}") from error
+    _check_comparisons(path, sweep)
     _check_starts(path, sweep)
     return sweep
 
@@ -76,9 +83,39 @@ def _start(path: epath.Path, fields: Mapping, arms: Mapping, arm: str) -> tuple[
     name, _, step = start.rpartition("@") if isinstance(start, str) else ("", "", "")
     if not (name and step.isdigit()):
         raise ConfigError(f"{where}: expected an arm and a step, as in 'dense@500', got {start!r}")
-    if name not in arms or name == arm:
-        raise ConfigError(f"{where}: no other arm {name!r}{nearest(name, [other for other in arms if other != arm])}")
+    _check_other(where, name, arms, arm)
     return name, int(step)
+
+
+def _against(path: epath.Path, fields: Mapping, arms: Mapping, arm: str) -> str | None:
+    against = fields.get("against")
+    if against is not None:
+        _check_other(f"{path}: arms.{arm}.against", against, arms, arm)
+    return against
+
+
+def _check_other(where: str, name: object, arms: Mapping, arm: str) -> None:
+    if name not in arms or name == arm:
+        others = [other for other in arms if other != arm]
+        raise ConfigError(f"{where}: no other arm {name!r}{nearest(str(name), others)}")
+
+
+def _check_comparisons(path: epath.Path, sweep: Sweep) -> None:
+    """What cannot be compared in the end is not trained first."""
+    compared = {name for reference, names in sweep.comparisons.items() for name in (reference, *names)}
+    for arm in sweep.arms:
+        if arm.name not in compared:
+            raise ConfigError(f"{path}: arms.{arm.name}: nothing is compared with it; expected an `against` for it")
+    runs = {arm.name: load_run((*sweep.files, *arm.files), (*sweep.set, *arm.set))[0] for arm in sweep.arms}
+    for reference, names in sweep.comparisons.items():
+        other = runs[reference]
+        for name in names:
+            judged = runs[name].train.eval_every and other.train.eval_every
+            if judged and held_out_rows(runs[name]) != held_out_rows(other):
+                raise ConfigError(
+                    f"{path}: arms.{name}: held-out losses are over {held_out_text(runs[name])}, those of {reference} "
+                    f"over {held_out_text(other)}; expected the same"
+                )
 
 
 def _check_starts(path: epath.Path, sweep: Sweep) -> None:

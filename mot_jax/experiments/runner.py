@@ -6,43 +6,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from mot_jax.errors import ConfigError, UserError
+from mot_jax.errors import UserError
+from mot_jax.experiments.done import is_done
 from mot_jax.experiments.sweep import Job
-from mot_jax.gin_config import load_run
 from mot_jax.training.interruption import interruption
 from mot_jax.training.progress import duration_text
-from mot_jax.training.run_directory import CHECKPOINTS, CONFIG
 
 POLL = 0.2  # seconds
 LOG = ".log"  # beside a run's directory
+MEMORY = (  # what decides how much of a GPU's memory a process takes; the first is the one that is set
+    *("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"),
+    *("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"),
+)
+SHARED = 0.9  # of a GPU's memory by all jobs together
 
 Cores = frozenset[int] | None  # None: wherever the system puts it
 
 
-def is_done(job: Job) -> bool:
-    """Whether its directory holds the checkpoint of the last step.
-
-    Raises:
-      ConfigError: it trains without checkpoints, so that nobody could tell.
-    """
-    run = job.run
-    if not run.train.checkpoint_every:
-        raise ConfigError(f"{job.directory.name}: Train.checkpoint_every: expected more than 0 in a sweep")
-    last = job.directory / CHECKPOINTS / str(run.train.steps)
-    if not (last.exists() and (job.directory / CONFIG).is_file()):
-        return False
-    saved, _ = load_run([os.fspath(job.directory / CONFIG)])
-    return saved.train.steps == run.train.steps
-
-
-def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) -> None:
+def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None], modules: Sequence[str] = ()) -> None:
     """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
 
     Jobs at once get cores of their own: what threads of small models save by a second core they spend waiting for it.
+    They share the memory of a GPU, of which each would else take most.
 
     By Ctrl-C or SIGTERM it stops the jobs so that they save, and leaves by KeyboardInterrupt or SystemExit(143).
+
+    Args:
+      modules: of the user's own, imported by each job (`--import`).
 
     Raises:
       UserError: a job failed; the others are finished first, and its last line and log are named.
@@ -52,7 +44,7 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
         note(f"{done} of {len(jobs)} runs are done already")
     running: dict[subprocess.Popen, tuple[Job, float, Cores]] = {}
     at_once = min(at_once, len(waiting))
-    free = core_shares(at_once)
+    free, environment = core_shares(at_once), memory_shares(at_once, os.environ)
     failed: list[str] = []
     number = done
     with interruption() as caught:
@@ -62,7 +54,7 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None]) ->
                 number += 1
                 note(f"run {number}/{len(jobs)}: {job.directory.name}")
                 cores = free.pop()
-                running[_start(job, cores)] = job, time.monotonic(), cores
+                running[_start(job, cores, environment, modules)] = job, time.monotonic(), cores
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
                 job, began, cores = running.pop(process)
@@ -92,17 +84,26 @@ def core_shares(at_once: int) -> list[Cores]:
     return [frozenset(cores[i * size : (i + 1) * size]) for i in range(at_once)]
 
 
+def memory_shares(at_once: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of each of the jobs at once: all take as much of a GPU's memory, unless it says how already."""
+    if at_once < 2 or any(environment.get(name) for name in MEMORY):
+        return dict(environment)
+    return {**environment, MEMORY[0]: f"{SHARED / at_once:.3f}"}
+
+
 def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float, Cores]]) -> list[Job]:
     """Those that go on from no run that is still to be finished."""
     unfinished = {job.directory for job in waiting} | {job.directory for job, *_ in running.values()}
     return [job for job in waiting if job.after not in unfinished]
 
 
-def _start(job: Job, cores: Cores) -> subprocess.Popen:
+def _start(job: Job, cores: Cores, environment: Mapping[str, str], modules: Sequence[str]) -> subprocess.Popen:
     job.directory.parent.mkdir(parents=True, exist_ok=True)
+    imports = [word for module in modules for word in ("--import", module)]
     with open(_log(job), "a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mot_jax.training.command", *job.arguments],
+            [sys.executable, "-m", "mot_jax.training.command", *job.arguments, *imports],
+            env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

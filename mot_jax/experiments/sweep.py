@@ -13,16 +13,18 @@ RATE = "Optimizer.learning_rate"
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One config: gin files, then bindings as they are spelt there.
+    """One config: gin files, train.py's default where it and its sweep name none; then bindings, spelt as there.
 
     start: another arm and one of its steps, whose parameters, copied into groups and experts as it takes, and documents
       each seed goes on from (`Train.init_from`, `Train.keep_data`); `Train.steps` are those after it.
+    against: the arm that it is compared with; None: the sweep's reference, unless others are compared with this one.
     """
 
     name: str
     files: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
     start: tuple[str, int] | None = None
+    against: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,17 @@ class Sweep:
     set: tuple[str, ...] = ()
     learning_rates: tuple[float, ...] = ()
     search: tuple[str, ...] = ()
+
+    @property
+    def comparisons(self) -> dict[str, tuple[str, ...]]:
+        """Reference -> the arms that are compared with it, in the order of the arms."""
+        references = {self.reference, *(arm.against for arm in self.arms)}
+        found: dict[str, tuple[str, ...]] = {}
+        for arm in self.arms:
+            against = arm.against or (None if arm.name in references else self.reference)
+            if against is not None:
+                found[against] = (*found.get(against, ()), arm.name)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +95,18 @@ def jobs(sweep: Sweep, directory: epath.Path, rates: Mapping[str, float]) -> lis
         _job(
             sweep,
             arm,
-            directory / f"{arm.name}_{seed}",
+            run_directory(directory, arm.name, seed),
             *([f"{RATE} = {rates[arm.name]!r}"] if arm.name in rates else []),
             seed=seed,
-            after=arm.start and directory / f"{arm.start[0]}_{seed}",
+            after=arm.start and run_directory(directory, arm.start[0], seed),
         )
         for seed in sweep.seeds
         for arm in sweep.arms
     ]
+
+
+def run_directory(directory: epath.Path, arm: str, seed: int) -> epath.Path:
+    return directory / f"{arm}_{seed}"
 
 
 def _job(sweep: Sweep, arm: Arm, directory: epath.Path, *more: str, seed: int, after: epath.Path | None = None) -> Job:

@@ -19,6 +19,7 @@ class AuxiliaryRouter(nnx.Module):
         self.inward = weight(rngs, (pools, dim, hidden), ("group", None, None), std=dim**-0.5)
         self.outward = weight(rngs, (pools, hidden, outputs), ("group", None, None), std=hidden**-0.5)
 
+    @jax.named_scope("auxiliary")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... pools E"]:
         # Trained alone: nothing of it reaches what feeds it.
         x = jax.lax.stop_gradient(x).astype(jnp.float32)

@@ -13,6 +13,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from mot_jax.nn.whole_attention import over_queries
+
 SAVED = "attention"  # what rematerialisation by name may keep of the forward pass
 _NEVER = -1e30  # finite, so that a block without any key to see gives zeros
 
@@ -40,17 +42,33 @@ def _blocks(x: Array, block: int) -> Array:
     return jnp.moveaxis(x, 2, -2) if x.ndim > 3 else x
 
 
-def _pairs(count: int) -> tuple[Array, Array]:
-    """Every block of queries with every block of keys up to its own."""
-    queries, keys = np.tril_indices(count)
-    return jnp.asarray(queries, jnp.int32), jnp.asarray(keys, jnp.int32)
+def _by_platform(loop, q, *others):
+    """`loop(rows, q, ...)` over all rows of the batch at once; on a CPU one by one, so that scores stay in its cache.
+
+    A row that is taken alone is a block of its own: [n, B, ...] -> [n B, 1, ...].
+    """
+    rows = q.shape[1]
+
+    def one_by_one(*arrays):
+        found = loop(rows, *(x.reshape(-1, 1, *x.shape[2:]) for x in arrays))
+        return [x.reshape(-1, rows, *x.shape[2:]) for x in found]
+
+    return jax.lax.platform_dependent(q, *others, cpu=one_by_one, default=functools.partial(loop, 1))
 
 
-def _scores(q, k, segments, i, j):
+def _pairs(count: int, rows: int) -> tuple[Array, Array, Array]:
+    """Every block of queries, every block of keys up to its own, and how many blocks lie between; row after row."""
+    queries, keys = np.tril_indices(count // rows)
+    row = np.arange(rows)[:, None]
+    found = queries * rows + row, keys * rows + row, np.broadcast_to(queries - keys, (rows, queries.size))
+    return tuple(jnp.asarray(x.reshape(-1), jnp.int32) for x in found)
+
+
+def _scores(q, k, segments, i, j, between):
     """(scores of a pair, float32 [B, K, N/K, C, C], and which of them count)."""
     scores = jnp.einsum("bkrch,bkdh->bkrcd", q[i], k[j], preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     order = jnp.arange(q.shape[-2])
-    earlier = (order[:, None] + i * order.size) >= (order + j * order.size)
+    earlier = order[:, None] + between * order.size >= order
     seen = earlier & (segments[i][:, :, None] == segments[j][:, None, :])
     return scores, seen[:, None, None]
 
@@ -61,9 +79,15 @@ def _attend(q, k, v, segments):
 
 
 def _forward(q, k, v, segments):
+    out, log_mass = _by_platform(_forward_loop, q, k, v, segments)
+    out, log_mass = checkpoint_name(out, SAVED), checkpoint_name(log_mass, SAVED)
+    return out, (q, k, v, segments, out, log_mass)
+
+
+def _forward_loop(rows, q, k, v, segments):
     def one(carry, pair):
-        (i, j), (total, top, mass) = pair, carry
-        scores, seen = _scores(q, k, segments, i, j)
+        (i, j, _), (total, top, mass) = pair, carry
+        scores, seen = _scores(q, k, segments, *pair)
         scores = jnp.where(seen, scores, _NEVER)
         higher = jnp.maximum(top[i], scores.max(-1))
         shrink, weights = jnp.exp(top[i] - higher), jnp.exp(scores - higher[..., None]) * seen
@@ -71,34 +95,36 @@ def _forward(q, k, v, segments):
         mass = mass.at[i].set(mass[i] * shrink + weights.sum(-1))
         return (total.at[i].set(total[i] * shrink[..., None] + more), top.at[i].set(higher), mass), None
 
-    rows = q.shape[:-1]
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full(rows, _NEVER, jnp.float32), jnp.zeros(rows, jnp.float32)
-    (total, top, mass), _ = jax.lax.scan(one, start, _pairs(q.shape[0]))
-    out = checkpoint_name((total / mass[..., None]).astype(q.dtype), SAVED)  # a query sees at least itself
-    log_mass = checkpoint_name(top + jnp.log(mass), SAVED)
-    return out, (q, k, v, segments, out, log_mass)
+    each = q.shape[:-1]
+    start = jnp.zeros(q.shape, jnp.float32), jnp.full(each, _NEVER, jnp.float32), jnp.zeros(each, jnp.float32)
+    (total, top, mass), _ = jax.lax.scan(one, start, _pairs(q.shape[0], rows))
+    return [(total / mass[..., None]).astype(q.dtype), top + jnp.log(mass)]  # a query sees at least itself
 
 
 def _backward(saved, d_out):
     q, k, v, segments, out, log_mass = saved
+    common = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
+    found = _by_platform(_backward_loop, q, k, v, segments, d_out, common, log_mass)
+    return *(d.astype(x.dtype) for d, x in zip(found, (q, k, v), strict=True)), None
+
+
+def _backward_loop(rows, q, k, v, segments, d_out, common, log_mass):
     scale = q.shape[-1] ** -0.5
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    common = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), -1)
 
     def one(carry, pair):
-        (i, j), (d_q, d_k, d_v) = pair, carry
-        scores, seen = _scores(q, k, segments, i, j)
+        (i, j, _), (d_q, d_k, d_v) = pair, carry
+        scores, seen = _scores(q, k, segments, *pair)
         weights = jnp.where(seen, jnp.exp(scores - log_mass[i][..., None]), 0.0)
         d_weights = product("bkrch,bkdh->bkrcd", d_out[i], v[j])
         d_scores = (weights * (d_weights - common[i][..., None]) * scale).astype(q.dtype)
         d_q = d_q.at[i].add(product("bkrcd,bkdh->bkrch", d_scores, k[j]))
-        d_k = d_k.at[j].add(product("bkrcd,bkrch->bkdh", d_scores, q[i]))
-        d_v = d_v.at[j].add(product("bkrcd,bkrch->bkdh", weights.astype(v.dtype), d_out[i]))
+        d_k = d_k.at[j].add(over_queries(q[i], d_scores))
+        d_v = d_v.at[j].add(over_queries(d_out[i], weights.astype(v.dtype)))
         return (d_q, d_k, d_v), None
 
     start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    found, _ = jax.lax.scan(one, start, _pairs(q.shape[0]))
-    return *(d.astype(x.dtype) for d, x in zip(found, (q, k, v), strict=True)), None
+    return list(jax.lax.scan(one, start, _pairs(q.shape[0], rows))[0])
 
 
 _attend.defvjp(_forward, _backward)

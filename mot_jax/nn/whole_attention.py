@@ -50,12 +50,12 @@ def _backward(saved, d_out):
     d_out = d_out.astype(q.dtype)
     d_scores = (weights * (_product("bkrsh,bkth->bkrst", d_out, v) - common)).astype(q.dtype)
     d_q = _product("bkrst,bkth->bkrsh", d_scores, k) * scale
-    d_k = _over_queries(q, d_scores) * scale
-    d_v = _over_queries(d_out, weights)
+    d_k = over_queries(q, d_scores) * scale
+    d_v = over_queries(d_out, weights)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
-def _over_queries(x, weights):
+def over_queries(x, weights):
     """sum_rs x[r, s] weights[r, s, t] -> [B, K, S, H], as the product that CPUs are fastest at: that of the transposed
     weights takes twice the time, and but for the barriers the compiler makes it that."""
     whole = lax.optimization_barrier

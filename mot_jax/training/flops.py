@@ -25,26 +25,27 @@ def forward_flops_per_token(model: Model, sequence_length: int) -> float:
 
     A token meets one group's weights, so untying changes nothing; of experts it meets as many as its pool's routing
     says. A layer that some tokens skip is run by the others alone. Attention is counted as causal over whole rows: half
-    of S keys a query on average. Left out are norms, rotary embedding, softmax, the embedding's lookup and auxiliary
-    routers.
+    of S keys a query on average. Left out are norms, rotary embedding, softmax and the embedding's lookup.
     """
     return sum(forward_flops_by_part(model, sequence_length).values())
 
 
 def forward_flops_by_part(model: Model, sequence_length: int) -> dict[str, float]:
-    """The same, of attention's projections and scores, feed-forwards with their routers, memories, and the head."""
+    """The same by part: attention's projections and scores, feed-forwards with their routers, memories, auxiliary
+    routers where the model has some, and the head.
+    """
     return max(forward_flops_by_group(model, sequence_length).values(), key=lambda parts: sum(parts.values()))
 
 
 def forward_flops_by_group(model: Model, sequence_length: int) -> dict[str, dict[str, float]]:
     """By group, whose experts differ, and part. Every token is scored by all routers and looked up in all memories."""
-    found = {}
+    found, auxiliary = {}, 2.0 * sum(_auxiliary(model))
     for group in group_names(model):
         parts = dict.fromkeys(("projections", "scores", "feed_forward", "memory"), 0.0)
         for block in expand(model):
             for part, count in _layer(model, block, group, sequence_length).items():
                 parts[part] += 2.0 * count
-        found[group] = {**parts, "head": 2.0 * model.dim * model.vocab_size}
+        found[group] = {**parts, "auxiliary": auxiliary, "head": 2.0 * model.dim * model.vocab_size}
     return found
 
 
@@ -75,15 +76,47 @@ def _memory(memory: Memory, dim: int) -> int:
     return memory.heads * keys * (dim + memory.num_keys) + memory.reads * width + gated
 
 
+def _auxiliary(model: Model) -> tuple[float, float]:
+    """Multiply-adds of all auxiliary routers' first and second products, a token's share.
+
+    A router of a layer's depth sees every token, those of its experts the tokens that go through it, whosever they are:
+    the routers of all pools are as wide as the widest.
+    """
+    inward, outward, hidden = 0.0, 0.0, model.dim // 2
+    for block in expand(model) if model.auxiliary_routers else ():
+        choosing = [pool.kind.experts for pool in pools(model, block) if isinstance(pool.kind, ExpertChoice)]
+        through = block.depth.capacity if block.depth else 1.0
+        depth = 1 if block.depth else 0
+        inward += (depth + through * len(choosing)) * model.dim * hidden
+        outward += (depth + through * len(choosing) * max(choosing, default=0)) * hidden
+    return inward, outward
+
+
+def train_flops_by_part(model: Model, sequence_length: int, only: str | None = None) -> dict[str, float]:
+    """Of a token's forward and backward pass, by the parts of `forward_flops_by_part`; recomputation is not counted.
+
+    The backward pass multiplies twice as much, for the gradients of what is multiplied and of the weights. What
+    auxiliary routers read carries no gradient, so their first product has only that of its weights. With `only`
+    (`Train.only`) they alone have a backward pass.
+    """
+    passes, (inward, outward) = 1.0 if only else 3.0, _auxiliary(model)
+    parts = {part: passes * once for part, once in forward_flops_by_part(model, sequence_length).items()}
+    return {**parts, "auxiliary": 2.0 * (2 * inward + 3 * outward)}
+
+
 def train_flops_per_token(model: Model, sequence_length: int) -> float:
-    """Forward and backward: the backward pass multiplies twice as much. Recomputation is not counted."""
-    return 3.0 * forward_flops_per_token(model, sequence_length)
+    """Forward and backward, with auxiliary routers where the model trains some along."""
+    return sum(train_flops_by_part(model, sequence_length).values())
+
+
+def run_flops_by_part(run: Run) -> dict[str, float]:
+    """Of a token in a step of `run`, its model resolved."""
+    return train_flops_by_part(run.model, run.data.sequence_length, run.train.only)
 
 
 def run_flops_per_token(run: Run) -> float:
-    """Of a step of `run`, its model resolved: frozen parameters (`Train.only`) have no backward pass."""
-    count = forward_flops_per_token if run.train.only else train_flops_per_token
-    return count(run.model, run.data.sequence_length)
+    """The same in all."""
+    return sum(run_flops_by_part(run).values())
 
 
 def training_flops(run: Run, steps: int) -> float:

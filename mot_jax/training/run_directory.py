@@ -42,9 +42,15 @@ def holds_run(directory: epath.Path) -> bool:
 
 
 def has_checkpoint(directory: epath.Path) -> bool:
-    """Whether a checkpoint was ever finished there; half-written ones have another name."""
+    """Whether a checkpoint was ever finished there."""
+    return newest_checkpoint(directory) is not None
+
+
+def newest_checkpoint(directory: epath.Path) -> int | None:
+    """The step of the last one that was finished there, None for none; half-written ones have another name."""
     place = directory / CHECKPOINTS
-    return place.exists() and any(path.name.isdigit() for path in place.iterdir())
+    steps = [int(path.name) for path in place.iterdir() if path.name.isdigit()] if place.exists() else []
+    return max(steps, default=None)
 
 
 def new_directory(name: str) -> epath.Path:

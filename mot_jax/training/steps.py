@@ -110,6 +110,7 @@ class Loop:
 
     def _run(self, caught: Interruption) -> int:
         first, last = self.step, self.job.run.train.steps
+        self._end_window()
         if signal := self._between(caught, again=True):
             return signal
         while self.step < last:
@@ -125,7 +126,7 @@ class Loop:
             self._profile.after(self.step, metrics)
             self._compilations.check(self.step)
             self._pending = self.step, metrics, waited
-            if stopping or self.step == first + 1 or self._due():
+            if stopping or self.step in (first + 1, last) or self._due():
                 self._record()
                 self.clock.stop()
                 if stopping:
@@ -156,8 +157,15 @@ class Loop:
                 f"Train.max_bad_steps: loss or gradient was not finite {train.max_bad_steps} steps in a row, the last "
                 f"one {step}; {saved}; a lower Optimizer.learning_rate or longer Optimizer.warmup_steps may help"
             )
-        if train.log_every and step % train.log_every == 0:
+        if self._is_due(train.log_every):  # at self.step, which is this one
             self._log(step)
+
+    def _end_window(self) -> None:
+        """The last line of a run that was to be longer when it was saved; a longer one's window begins after it."""
+        if self._is_written("train"):
+            self.window = Window()
+        elif self.window.sums and self.step == self.job.run.train.steps and self._is_due(self.job.run.train.log_every):
+            self._log(self.step)
 
     def _log(self, step: int) -> None:
         means = self.window.means()

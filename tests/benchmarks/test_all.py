@@ -1,6 +1,7 @@
 """All benchmarks by one command: names, one that fails, and the table made of the parts."""
 
 import json
+import runpy
 
 import pytest
 
@@ -76,5 +77,15 @@ def test_a_part_run_again_joins_what_is_there_but_not_what_another_machine_left(
     assert {row["part"] for row in rows} == {"decode", "step_time"}
 
 
-def test_every_part_is_a_script():
-    assert all((benchmarks.HERE / f"{name}.py").is_file() for name in benchmarks.PARTS)
+def test_a_run_past_midnight_keeps_what_it_made(parts, tmp_path):
+    after = HEAD | {"date": "2026-11-23"}
+    (tmp_path / "save_time.py").write_text(WRITES % after)
+    run_main(benchmarks.main, parts)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert {row["part"] for row in rows} == {"decode", "save_time"}
+
+
+@pytest.mark.parametrize("name", benchmarks.PARTS)
+def test_every_part_is_a_script_whose_imports_are_there(name, monkeypatch):
+    monkeypatch.syspath_prepend(benchmarks.HERE)
+    assert callable(runpy.run_path(f"{benchmarks.HERE / name}.py")["main"])

@@ -6,18 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from etils import epath
 
 from mot_jax.cli import run_main
-from mot_jax.errors import ConfigError, UserError
+from mot_jax.errors import UserError
 from mot_jax.experiments import runner
 from mot_jax.experiments.__main__ import main
 from mot_jax.experiments.read_sweep import read_sweep
-from mot_jax.experiments.runner import core_shares, is_done, train_all
+from mot_jax.experiments.runner import core_shares, memory_shares, train_all
 from mot_jax.experiments.sweep import Job, jobs
+from mot_jax.training.writers import read_metrics
 from tests.training.conftest import write_dataset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 SWEEP = """
 reference = "dense"
@@ -43,9 +47,18 @@ def place(tmp_path_factory):
 
 
 def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
+    """With a source of the user's own; and a run that was killed before its last held-out loss makes that up."""
+    (place / "sweep_corpora.py").write_text(
+        "import dataclasses\nfrom mot_jax import Source\n\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\nclass SweepCorpora(Source):\n    documents: int = 7\n"
+    )
+    text = (place / "small.toml").read_text()
+    (place / "own.toml").write_text(text.replace("set = [", 'set = [\n  "Data.source = @SweepCorpora()",', 1))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.fspath(REPOSITORY), os.fspath(place)]))
+    monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "compiled"))
-    arguments = [str(place / "small.toml"), "--dir", str(place / "out"), "--at_once", "2"]
+    arguments = [str(place / "own.toml"), "--import", "sweep_corpora", "--dir", str(place / "out"), "--at_once", "2"]
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
     assert "run 2/3: wider_0" in printed
@@ -53,9 +66,19 @@ def test_a_sweep_is_trained_once_and_compared(place, capfd, monkeypatch):
     found = json.loads((place / "out" / "compare" / "compare.json").read_text())
     assert found["reference"] == "dense_0" and found["arms"]["wider_0"]["differs"] == ["Model.ffn_dim: 32 became 48"]
     assert found["arms"]["later_0"]["steps"] == [6]
+    metrics = place / "out" / "wider_0" / "metrics.jsonl"
+    last = read_metrics(metrics)[-1]
+    assert (last["split"], last["step"]) == ("validation", 6)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in read_metrics(metrics)[:-1]))
+    own = (place / "own.toml").read_text().replace("[arms.wider]", '[arms.wider]\nagainst = "dense"')
+    (place / "own.toml").write_text(own + 'against = "wider"\n')
     assert run_main(main, arguments) == 0
     printed = capfd.readouterr().out
-    assert "3 of 3 runs are done already" in printed and "run 1" not in printed
+    assert "2 of 3 runs are done already" in printed and "run 3/3: wider_0" in printed
+    assert read_metrics(metrics)[-1] == last
+    for reference, other in (("dense", "wider"), ("wider", "later")):
+        found = json.loads((place / "out" / "compare" / reference / "compare.json").read_text())
+        assert found["reference"] == f"{reference}_0" and list(found["arms"]) == [f"{reference}_0", f"{other}_0"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no process to cores")
@@ -66,10 +89,17 @@ def test_runs_at_once_get_cores_of_their_own(place):
         assert sorted(core for share in shares for core in share) == sorted(cores) and all(map(len, shares))
     assert core_shares(1) == [None] and core_shares(len(cores) + 1) == [None] * (len(cores) + 1)
     share = frozenset([max(cores)])
-    process = runner._start(Job(epath.Path(place / "pinned"), (), ("Train.steps = nothing",)), share)
+    process = runner._start(Job(epath.Path(place / "pinned"), (), ("Train.steps = nothing",)), share, os.environ, ())
     assert os.sched_getaffinity(process.pid) == share
     process.kill()
     process.wait()
+
+
+def test_runs_at_once_share_a_gpus_memory():
+    assert memory_shares(3, {"HOME": "/here"}) == {"HOME": "/here", "XLA_CLIENT_MEM_FRACTION": "0.300"}
+    assert memory_shares(1, {"HOME": "/here"}) == {"HOME": "/here"}
+    for own in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        assert memory_shares(3, {own: "0.2"}) == {own: "0.2"}  # as the user said
 
 
 def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):
@@ -97,18 +127,3 @@ def test_a_sweep_that_is_stopped_stops_its_runs_saved(place, tmp_path):
         assert sweep.wait(60) == 143
     log = run.with_name("dense_0.log").read_text()
     assert "stopped by SIGTERM after step" in log and not run.with_name("wider_0").exists()
-
-
-def test_what_is_half_done_is_not_done(place):
-    bindings = ("Train.steps = 6",)
-    job = Job(epath.Path(place / "half"), (), bindings)
-    (place / "half" / "checkpoints" / "3").mkdir(parents=True)
-    assert not is_done(job)
-    (place / "half" / "checkpoints" / "6").mkdir()
-    assert not is_done(job)  # there is no config beside it
-    (place / "half" / "config.gin").write_text("Train.steps = 9\n")
-    assert not is_done(job)
-    (place / "half" / "config.gin").write_text("Train.steps = 6\n")
-    assert is_done(job)
-    with pytest.raises(ConfigError, match=r"half: Train\.checkpoint_every: expected more than 0 in a sweep"):
-        is_done(Job(job.directory, (), (*bindings, "Train.checkpoint_every = 0")))

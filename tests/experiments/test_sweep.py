@@ -1,10 +1,12 @@
 """Sweeps as files: what they become, and what is refused in a line."""
 
 import json
+import re
 
 import pytest
 from etils import epath
 
+from mot_jax.cli import parse_train
 from mot_jax.errors import ConfigError, DataError
 from mot_jax.experiments.learning_rates import choose
 from mot_jax.experiments.read_sweep import read_sweep
@@ -55,6 +57,12 @@ def test_every_arm_is_trained_with_every_seed_and_its_rate(tmp_path):
         ("Train.steps = 30", "Train.stpes = 30", "arms.a: Train has no field 'stpes'; did you mean 'steps'?"),
         ("digits_moe", "digits_moee", "arms.b: no gin file 'digits_moee'; did you mean 'digits_moe'?"),
         ("[arms.b]", "[arms.b", "no TOML"),
+        (
+            "Model.untied = ()",
+            "Eval.batches = 3",
+            "arms.a: held-out losses are over Eval.batches = 3 of 8 rows of 128 tokens, those of b over "
+            "Eval.batches = 8 of 8 rows of 128 tokens; expected the same",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(before, after, expected, tmp_path):
@@ -76,6 +84,8 @@ set = ["Train.steps = 20", "Model.untied = ('feed_forward',)"]
 def test_an_arm_goes_on_where_each_seed_of_another_was(tmp_path):
     sweep, place = read_sweep(write(tmp_path, STARTED)), epath.Path(tmp_path)
     first, late = jobs(sweep, place, {})
+    default = parse_train(["--gin.Train.steps=40", "--gin.Train.checkpoint_every=10"]).run
+    assert first.run == default  # no files: what train.py takes then
     assert first.after is None and late.after == first.directory == place / "seed_0"
     assert late.run.train.init_from == f"{place}/seed_0@20" and late.run.train.keep_data
 
@@ -95,6 +105,34 @@ def test_a_start_that_cannot_be_is_refused(before, after, expected, tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_sweep(write(tmp_path, STARTED.replace(before, after)))
     assert expected in str(caught.value)
+
+
+AGAINST = """
+files = ["digits_mot"]
+[arms.a]
+[arms.b]
+[arms.c]
+against = "d"
+[arms.d]
+[arms.e]
+against = "d"
+"""
+
+
+def test_an_arm_is_compared_with_its_reference(tmp_path):
+    def comparisons(text: str) -> dict:
+        return read_sweep(write(tmp_path, text)).comparisons
+
+    assert comparisons(AGAINST) == {"a": ("b",), "d": ("c", "e")}
+    assert comparisons(AGAINST.replace("[arms.d]", '[arms.d]\nagainst = "a"')) == {"a": ("b", "d"), "d": ("c", "e")}
+    with pytest.raises(ConfigError, match=r"arms\.a: nothing is compared with it; expected an `against` for it"):
+        comparisons(AGAINST.replace("[arms.b]", '[arms.b]\nagainst = "d"'))
+    assert comparisons(TEXT) == {"b": ("a",)}
+    assert comparisons(TEXT.replace('reference = "b"', "")) == {"a": ("b",)}
+    assert read_sweep("sizes").comparisons == {f"dense_{width}": (f"mot_{width}",) for width in (64, 128, 256)}
+    for wrong, said in (("dd", "no other arm 'dd'; did you mean 'd'?"), ("c", "no other arm 'c'")):
+        with pytest.raises(ConfigError, match=re.escape(f"arms.c.against: {said}")):
+            comparisons(AGAINST.replace('against = "d"', f"against = {wrong!r}", 1))
 
 
 def test_one_arm_is_no_sweep_and_a_misspelt_name_is_told(tmp_path):

@@ -28,6 +28,7 @@ from kernels_pallas.grouped_matmul import (
 )
 from kernels_pallas.grouped_matmul.api import IMPLEMENTATIONS
 from kernels_pallas.grouped_matmul.xla_runs import _runs
+from kernels_pallas.schedule import _inner
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 K, N = 24, 40
@@ -222,6 +223,28 @@ def test_zeros_give_exact_zeros(implementation):
     assert not any(np.any(a) for a in jax.tree.leaves(compiled(implementation, GROUPS, tile)(ids, *inputs)))
 
 
+@pytest.mark.parametrize(
+    ("rows", "depth", "width", "reason"),
+    [(0, K, N, "there are no rows"), (10, 0, N, "0 columns"), (10, K, 0, "0 columns")],
+)
+def test_sizes_of_zero_give_empty_arrays_and_zeros(rng, rows, depth, width, reason):
+    ids = rng.integers(0, GROUPS, rows).astype(np.int32)
+    shapes = (rows, depth), (rows, width), *[(GROUPS, depth, width)] * 2, (GROUPS, width, width)
+    inputs = ids, *(draw(rng, "float32", *shape) for shape in shapes)
+    x, _, *weights = inputs[1:]
+    whole = jax.eval_shape(compiled(None, GROUPS, TILE), *inputs)
+    for asked in ("xla", "reference"):
+        got = compiled(asked, GROUPS, TILE)(*inputs)
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), got) == jax.tree.map(lambda a: (a.shape, a.dtype), whole)
+        assert not any(np.any(a) for a in jax.tree.leaves(got))
+        for y, (dx, *_), _ in got:
+            assert y.shape == (rows, width)
+            assert dx.shape == x.shape
+        assert [d.shape for d in got[-1][1][1:]] == [w.shape for w in weights]
+    with pytest.raises(ValueError, match=f"tpu: {reason}"):
+        jax.eval_shape(compiled("tpu", GROUPS, TILE), *inputs)
+
+
 @pytest.mark.parametrize("tile", [8, 64])
 def test_runs_take_every_live_tile_of_its_group_once(rng, tile):
     @jax.jit
@@ -260,6 +283,42 @@ def test_products_of_bfloat16_accumulate_in_float32(implementation):
     weights = jnp.concatenate([jnp.full((1, 1, 16), 256.0), jnp.ones((1, 271, 16)) / 64], axis=1).astype(jnp.bfloat16)
     y = grouped_matmul(group_rows(x, layout), weights, layout, implementation=implementation)
     assert y[0, 0] == 260
+
+
+def test_weight_gradients_of_bfloat16_accumulate_in_float32(implementation):
+    # 256 of the first tile and 4 of the others, of which a sum of bfloat16's eight bits would keep nothing.
+    tile, others = (GPU_TILE, 16) if implementation == "gpu" else (8, 64)
+    x = np.zeros(((1 + others) * tile, 16), jnp.bfloat16)
+    x[::tile] = 4 / others
+    x[0] = 256
+
+    def run(x, weights):
+        layout = align_rows(jnp.zeros(len(x), jnp.int32), 1, tile=tile)
+        y, pull = jax.vjp(lambda w: product(group_rows(x, layout), w, layout), weights)
+        return pull(jnp.ones_like(y))[0]
+
+    product = functools.partial(grouped_matmul, implementation=implementation)
+    np.testing.assert_array_equal(jax.jit(run)(x, np.zeros((1, 16, 16), x.dtype)), 260)
+
+
+def dots(jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn
+        for inner in _inner(eqn):
+            yield from dots(inner)
+
+
+@pytest.mark.parametrize("asked", [None, "high"])
+def test_a_tpus_products_are_as_exact_as_their_dtype(rng, asked):
+    loss, *inputs, ids = problem(rng, "tpu")
+    for dtype, exact in (("float32", "HIGHEST"), ("bfloat16", "DEFAULT")):
+        with jax.default_matmul_precision(asked):
+            found = list(dots(jax.make_jaxpr(jax.grad(loss))(*(a.astype(dtype) for a in inputs), ids).jaxpr))
+        assert found
+        for dot in found:
+            assert dot.params["precision"] == (jax.lax.Precision[exact],) * 2
+            assert dot.outvars[0].aval.dtype == jnp.float32
 
 
 def test_tpu_blocks_narrower_than_the_matrices(rng):
@@ -411,7 +470,7 @@ def test_a_policy_can_save_the_products_by_name(rng):
         ({"implementation": "tpu", "tile": 12}, r"'tpu' cannot take .*tpu: tiles hold 12 rows, .* 8; xla: can\)"),
         (
             {"implementation": "gpu"},
-            r"'gpu' cannot take .*\(gpu: rows are float32, expected bfloat16; tpu: can; xla: can\)",
+            r"'gpu' cannot take .*\(gpu: rows are float32, expected bfloat16; tpu: can on tpu; xla: can\)",
         ),
     ],
 )
@@ -423,6 +482,26 @@ def test_a_misfit_is_named_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         grouped_matmul(x, weights, layout, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "tpu"])
+def test_kernels_of_another_platform_are_refused_where_the_program_is_compiled(asked):
+    layout = align_rows(jnp.zeros(10, jnp.int32), 3, tile=64)
+    x, weights = jnp.zeros((layout.num_slots, 32), jnp.bfloat16), jnp.zeros((3, 32, 16), jnp.bfloat16)
+
+    def product(x):
+        return grouped_matmul(x, weights, layout, implementation=asked)
+
+    def gradient(xs):
+        return jax.grad(lambda xs: jnp.sum(jax.vmap(product)(xs)))(xs)
+
+    message = rf"'{asked}' cannot .* \(gpu: compiled for cpu, expected cuda; tpu: compiled for cpu, .* tpu; xla: can\)"
+    for function, argument in ((product, x), (jax.jit(product), x), (jax.jit(gradient), x[None])):
+        with pytest.raises(ValueError, match=message):
+            function(argument)
+    if asked == "tpu":  # the same trace, for a machine that is not this one
+        lowered = jax.jit(gradient).trace(x[None]).lower(lowering_platforms=("tpu",))
+        assert "tpu_custom_call" in lowered.as_text()
 
 
 def test_the_matrix_that_differs_is_named():

@@ -118,6 +118,44 @@ def test_a_row_of_several_groups_is_copied_to_each_and_their_results_added(rng):
     assert "scatter" not in str(jax.make_jaxpr(jax.grad(lambda x: mix(x, weights).sum()))(x))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32"])
+def test_ids_of_every_type_mean_the_same(rng, dtype):
+    limits = np.iinfo(dtype)
+    ids = np.concatenate([rng.integers(limits.min, limits.max, 150, endpoint=True), np.arange(50)]).astype(dtype)
+    groups = 300  # more than eight bits can number
+    there = np.where(ids < groups, ids.astype(np.int64), -1).astype(np.int32)
+    got, expected = (aligned(jnp.asarray(a), groups, tile=8) for a in (ids, there))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_pairs_past_the_most_are_left_out(rng):
+    ids = rng.permutation(np.repeat([0, 1, 2], [20, 20, 10])).astype(np.int32)
+    kept = np.where(ids == 2, -1, ids)
+    kept[np.flatnonzero(ids == 1)[16:]] = -1  # of five tiles the first group takes three
+    got, expected = (aligned(jnp.asarray(a), 3, tile=8, max_pairs=25) for a in (ids, kept))
+    assert got.num_slots == 40
+    for name in ("pair_of_slot", "tile_groups", "live_tiles", "group_sizes"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_array_equal(np.minimum(got.slot_of_pair, 40), expected.slot_of_pair)
+
+
+@pytest.mark.parametrize(("rows", "ways", "max_pairs"), [(5, 0, None), (5, 2, 0), (1, 1, 0), (0, 2, None)])
+def test_without_slots_rows_come_back_as_zeros(rows, ways, max_pairs):
+    layout = aligned(jnp.zeros((rows, ways), jnp.int32), 3, max_pairs=max_pairs)
+    back, pull = jax.vjp(lambda x: ungroup_rows(group_rows(x, layout), layout), jnp.ones((rows, 2)))
+    for zeros in (back, *pull(back)):
+        np.testing.assert_array_equal(zeros, jnp.zeros((rows, 2)))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16"])
+def test_rows_of_two_groups_keep_their_type(dtype):
+    layout = aligned(jnp.array([[0, 1], [2, -1], [-1, -1]], jnp.int32), 3, tile=8)
+    back = ungroup_rows(group_rows(jnp.ones((3, 2), dtype), layout), layout)
+    assert back.dtype == jnp.dtype(dtype)
+    expected = [[True] * 2, [True] * 2, [False] * 2] if dtype == "bool" else [[2, 2], [1, 1], [0, 0]]
+    np.testing.assert_array_equal(back, np.array(expected, back.dtype))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

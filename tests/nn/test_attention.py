@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mot_jax.nn import attention
+from mot_jax.nn import attention, blockwise
 
 
 def reference(q, k, v, segments):
@@ -25,6 +25,14 @@ def packed(rng):
     return (*(jnp.float32(x) for x in (q, k, v)), jnp.int32(np.sort(rng.integers(0, 4, (2, 24)), 1)))
 
 
+@pytest.fixture(params=["row by row", "all rows at once"])
+def rows_at_once(request, monkeypatch):
+    """As on a CPU, and as everywhere else."""
+    if request.param == "all rows at once":
+        monkeypatch.setattr(blockwise, "_by_platform", lambda loop, *arrays: loop(1, *arrays))
+
+
+@pytest.mark.usefixtures("rows_at_once")
 @pytest.mark.parametrize("block", [512, 8, 7, 1], ids=["whole", "blocks", "uneven blocks", "blocks of one"])
 def test_causal_within_documents(block, rng, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
@@ -40,6 +48,7 @@ def differentiated(q, k, v, segments):
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
 
 
+@pytest.mark.usefixtures("rows_at_once")
 @pytest.mark.parametrize("block", [512, 8, 7], ids=["whole", "blocks", "uneven blocks"])
 def test_gradients_by_hand_are_those_of_the_softmax(block, rng, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def finished(dataset_directory, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished, dataset_directory):
     lines = read_metrics(finished / "metrics.jsonl")
-    assert [line["step"] for line in lines if line["split"] == "train"] == list(range(3, 40, 3))
+    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(3, 40, 3), 40]
     assert [line["step"] for line in lines if line["split"] == "validation"] == [16, 32, 40]
     line = next(line for line in lines if line["step"] == 12)
     assert {"loss", "loss/text", "loss/image", "learning_rate", "grad_norm", "skipped", *TIMINGS} <= line.keys()
@@ -100,11 +101,46 @@ def test_a_run_leaves_what_it_promises(finished, dataset_directory):
     assert spent[16] == 16 * 8 * 48 * flops.train_flops_per_token(model, 48) and spent[32] == 2 * spent[16]
     with Checkpoints(finished / "checkpoints") as checkpoints:
         step = checkpoints.steps()[-1]
-        meta = checkpoints.meta(step)
+        meta, window = checkpoints.meta(step), checkpoints.meta(32)["window"]
     assert step == 40
     assert meta["config"] == (finished / "config.gin").read_text()
     assert meta["artifacts"].keys() == {"text", "image"}
-    assert meta["window"]["loss"][1] > 0  # step 40 belongs to a line that is not yet written
+    assert window["loss"][1] > 0  # step 32 belongs to a line that is not yet written
+    assert meta["window"] == {}
+
+
+def test_the_last_line_is_of_the_steps_since_the_one_before(dataset_directory, tmp_path):
+    """Also where nothing else is due there."""
+    changes = ("Train.steps = 8", "Train.checkpoint_every = 0")
+    assert start(dataset_directory, tmp_path / "each", *changes, "Train.log_every = 1") == 0
+    assert start(dataset_directory, tmp_path / "whole", *changes) == 0
+    each, whole = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("each", "whole"))
+    assert [line["step"] for line in each] == list(range(1, 9)) and [line["step"] for line in whole] == [3, 6, 8]
+    for line, covered in zip(whole, (each[:3], each[3:6], each[6:]), strict=True):
+        for name in ("grad_norm", "modality_tokens/text", "modality_tokens/image"):
+            assert line[name] == pytest.approx(np.mean([one[name] for one in covered])), (line["step"], name)
+    tokens = whole[-1]["modality_tokens/text"] + whole[-1]["modality_tokens/image"]
+    assert whole[-1]["tokens_per_second"] * whole[-1]["step_seconds"] == pytest.approx(tokens)
+
+
+def test_the_last_line_is_the_same_of_a_run_that_goes_on_or_ends_inside_its_window(dataset_directory, tmp_path):
+    def lines(name, steps, resume="never"):
+        changes = (f"Train.steps = {steps}", "Train.checkpoint_every = 4", "Optimizer.schedule = 'constant'")
+        assert start(dataset_directory, tmp_path / name, *changes, resume=resume) == 0
+        return without_timings(tmp_path / name)
+
+    five, whole = lines("five", 5), lines("run", 8)
+    assert [line["step"] for line in whole] == [3, 6, 8]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    assert lines("run", 8, "must") == whole  # from 4, in a window
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    ended = lines("run", 4, "must")  # there after all
+    assert [line["step"] for line in ended] == [3, 4] and ended[0] == whole[0]
+    assert lines("run", 4, "must") == ended
+    longer = lines("run", 5, "must")
+    assert [line["step"] for line in longer] == [3, 4, 5]
+    for name in ("modality_tokens/text", "grad_norm"):
+        assert np.mean([line[name] for line in longer[1:]]) == pytest.approx(five[1][name])
 
 
 def test_refuses_what_would_mix_runs(finished, dataset_directory, tmp_path):

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from mot_jax import config
 from mot_jax.config.text import ABSENT, differences
 from mot_jax.errors import ConfigError, DataError
-from mot_jax.evaluation.compare.runs import FinishedRun, read_run
+from mot_jax.evaluation.compare.held_out import held_out_rows, held_out_text
+from mot_jax.evaluation.compare.runs import HELD_OUT, FinishedRun, read_run
 from mot_jax.training.run_directory import FREE
 
-SAME_ARM = {"Train.seed"} | (FREE - {"Train.steps", "Train.init_from"})  # what the runs of one arm may differ in
+# What the runs of one arm may differ in; `Eval` but for `batches`, in which no runs that are compared do.
+SAME_ARM = {"Train.seed"} | (FREE - {"Train.steps", "Train.init_from"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ def arms_of(directories: Sequence[str]) -> tuple[Arm, ...]:
     """In the order given; the first is the reference.
 
     Raises:
-      UserError: a directory that is no run or given twice, runs on different data, or fewer than two arms.
+      UserError: a directory that is no run or given twice, runs trained or judged on other data, fewer than two arms.
     """
     if len({os.path.realpath(directory) for directory in directories}) < len(directories):
         raise ConfigError(f"compare: expected different runs, got {', '.join(directories)}")
@@ -49,10 +51,7 @@ def arms_of(directories: Sequence[str]) -> tuple[Arm, ...]:
                 break
         else:
             found.append([run])
-    first = found[0][0]
-    for run in (run for arm in found for run in arm):
-        if run.splits != first.splits:
-            raise DataError(f"compare: {run.directory} was trained on other data than {first.directory}")
+    _check_data([run for arm in found for run in arm])
     if len(found) < 2:
         raise ConfigError(
             f"compare: expected a reference and at least one other config, got {len(directories)} "
@@ -62,6 +61,23 @@ def arms_of(directories: Sequence[str]) -> tuple[Arm, ...]:
     if len(set(names)) < len(names):  # runs/a/mot and runs/b/mot
         names = [os.fspath(arm[0].directory) for arm in found]
     return tuple(Arm(name, tuple(arm)) for name, arm in zip(names, found, strict=True))
+
+
+def _check_data(runs: Sequence[FinishedRun]) -> None:
+    for run in runs:
+        if run.splits != runs[0].splits:
+            raise DataError(f"compare: {run.directory} was trained on other data than {runs[0].directory}")
+    judged = [one for run in runs for one in _with_before(run) if any(line["split"] == HELD_OUT for line in one.lines)]
+    for run in judged:
+        if held_out_rows(run.config) != held_out_rows(judged[0].config):
+            raise DataError(
+                f"compare: held-out losses of {run.directory} are over {held_out_text(run.config)}, those of "
+                f"{judged[0].directory} over {held_out_text(judged[0].config)}; expected the same (--gin.Eval.batches)"
+            )
+
+
+def _with_before(run: FinishedRun) -> list[FinishedRun]:
+    return [run, *(_with_before(run.before) if run.before else ())]
 
 
 def _name(names: Sequence[str]) -> str:

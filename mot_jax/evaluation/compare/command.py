@@ -8,7 +8,8 @@ from rich.console import Console
 from mot_jax.cli import CompareArguments
 from mot_jax.evaluation.compare.arms import arms_of
 from mot_jax.evaluation.compare.figure import draw
-from mot_jax.evaluation.compare.report import Comparison, compare, show, to_json
+from mot_jax.evaluation.compare.report import Comparison, compare, to_json
+from mot_jax.evaluation.compare.table import show
 from mot_jax.evaluation.evaluate import write_json
 from mot_jax.training.progress import say
 

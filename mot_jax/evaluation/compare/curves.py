@@ -62,7 +62,8 @@ def _spent(run: FinishedRun, step: int) -> tuple[float, float]:
 def _seconds(run: FinishedRun, steps: np.ndarray) -> np.ndarray:
     """Of training alone, up to each step: the mean step time of each line of metrics times its steps.
 
-    The first steps, which no line times because they compile, count as the first that was timed.
+    The first steps, which no line times because they compile, count as the first that was timed; steps after the last
+    line, which a run has that was stopped, as those of that line.
     """
     timed = [(line["step"], line.get("step_seconds")) for line in run.lines if line["split"] == TRAIN]
     known = [took for _, took in timed if took is not None]
@@ -72,4 +73,4 @@ def _seconds(run: FinishedRun, steps: np.ndarray) -> np.ndarray:
         at.append(step)
         total.append(total[-1] + rate * (step - last))
         last = step
-    return np.interp(steps, at, total)
+    return np.interp(steps, at, total) + rate * np.maximum(steps - last, 0)

@@ -5,6 +5,7 @@ a mean over the seeds, linear between the steps at which it is known, and reache
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -38,11 +39,13 @@ class Match:
     """A candidate against a reference. Losses are final ones, means over seeds; `reached` is a step of the candidate.
 
     Intervals are bootstrap percentiles over seeds of both, None where each has one. `draws_reached`: the share of the
-    draws in which the loss was reached.
+    draws in which the loss was reached, None without draws. `reference_first`: the share of its own steps at which the
+    reference is first as low as in the end; where its loss rises in the end, that much of a share is no gain.
     """
 
     reference: float
     candidate: float
+    reference_first: float
     reached: float | None
     steps: Share
     flops: Share
@@ -53,22 +56,39 @@ class Match:
 def trailing_mean(
     steps: Int[np.ndarray, " n"], losses: Float[np.ndarray, " n"], window: int
 ) -> Float[np.ndarray, " n"]:
-    """At each step the mean of the losses known in the `window` steps that end there."""
-    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    """At each step the mean of the losses known in the `window` steps that end there, each of the steps before it."""
+    lengths = np.diff(steps, prepend=0)  # a run's last line may be of fewer steps
+    sums, lengths = (np.concatenate([[0.0], np.cumsum(x)]) for x in (losses * lengths, lengths))
     first, last = np.searchsorted(steps, steps - window, side="right"), np.arange(1, len(steps) + 1)
-    return (sums[last] - sums[first]) / (last - first)
+    return (sums[last] - sums[first]) / (lengths[last] - lengths[first])
+
+
+def common_steps(curves: Sequence[Curve]) -> Int[np.ndarray, " n"]:
+    """The steps that all of them know, perhaps none."""
+    return functools.reduce(np.intersect1d, [curve.steps for curve in curves])
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
     """Over the steps that all of them know."""
-    steps = curves[0].steps
-    for curve in curves[1:]:
-        steps = np.intersect1d(steps, curve.steps)
+    return _mean(_cut(curves))
 
-    def mean(field: str) -> np.ndarray:
-        return np.mean([getattr(curve, field)[np.isin(curve.steps, steps)] for curve in curves], axis=0)
 
-    return Curve(steps, mean("losses"), mean("flops"), mean("seconds"))
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Of curves with the same steps."""
+    losses, flops, seconds = (
+        np.mean([getattr(curve, field) for curve in curves], axis=0) for field in ("losses", "flops", "seconds")
+    )
+    return Curve(curves[0].steps, losses, flops, seconds)
+
+
+def _cut(curves: Sequence[Curve]) -> list[Curve]:
+    """Each at the steps that all of them know."""
+    steps = common_steps(curves)
+    known = [np.isin(curve.steps, steps) for curve in curves]
+    return [
+        Curve(steps, curve.losses[at], curve.flops[at], curve.seconds[at])
+        for curve, at in zip(curves, known, strict=True)
+    ]
 
 
 def reach(curve: Curve, loss: float) -> tuple[float, float, float] | None:
@@ -85,10 +105,12 @@ def reach(curve: Curve, loss: float) -> tuple[float, float, float] | None:
 
 
 def match(reference: Sequence[Curve], candidate: Sequence[Curve], seed: int = 0) -> Match:
-    """Each a curve a seed; all share at least one step."""
-    whole, other = mean_curve(reference), mean_curve(candidate)
+    """Each a curve a seed, which share at least one step; draws are judged at the steps that all seeds share."""
+    reference, candidate = _cut(reference), _cut(candidate)
+    whole, other = _mean(reference), _mean(candidate)
     found = _shares(whole, other)
     final = dict(reference=float(whole.losses[-1]), candidate=float(other.losses[-1]))
+    final["reference_first"] = _shares(whole, whole)["steps"]
     reached = reach(other, final["reference"])
     at = None if reached is None else reached[0]
     if len(reference) == len(candidate) == 1:
@@ -101,7 +123,7 @@ def match(reference: Sequence[Curve], candidate: Sequence[Curve], seed: int = 0)
 
 
 def _drawn(curves: Sequence[Curve], generator: np.random.Generator) -> Curve:
-    return mean_curve([curves[i] for i in generator.integers(0, len(curves), len(curves))])
+    return _mean([curves[i] for i in generator.integers(0, len(curves), len(curves))])
 
 
 def _shares(reference: Curve, candidate: Curve) -> dict[str, float | None]:

@@ -1,16 +1,15 @@
-"""What a comparison found, as data, a table and JSON."""
+"""What a comparison found, as data and as JSON."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
-
-from rich.console import Console
-from rich.table import Table
 
 from mot_jax.evaluation.compare.arms import Arm, what_differs
 from mot_jax.evaluation.compare.curves import ALL, WINDOW, curves
-from mot_jax.evaluation.compare.matching import Curve, Match, Share, match
+from mot_jax.evaluation.compare.held_out import held_out_rows
+from mot_jax.evaluation.compare.matching import Curve, Match, common_steps, match
+from mot_jax.evaluation.compare.notes import missing
 from mot_jax.evaluation.compare.runs import HELD_OUT, TRAIN
-from mot_jax.training.progress import say
 
 KINDS = {TRAIN: "training loss", HELD_OUT: "held-out loss"}
 
@@ -22,36 +21,61 @@ class Row:
     split: str
     modality: str
     arm: str
+    seeds: int  # that have this loss; the intervals are over them
+    reference_seeds: int
     match: Match
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`losses[split, modality][arm]` are the runs' curves, the reference's first; `window` in steps."""
+    """`losses[split, modality][arm]` are the runs' curves, the reference's first; `window` in steps.
+
+    An arm without such losses, or whose runs have none at the same step, is left out there; `notes` say so.
+    """
 
     arms: tuple[Arm, ...]
     window: int
     losses: dict[tuple[str, str], dict[str, list[Curve]]]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
 
 
 def compare(arms: Sequence[Arm]) -> Comparison:
     """Every candidate against the first arm: training and held-out loss, over all tokens and by modality."""
     reference, *candidates = arms
-    window = max(1, round(WINDOW * reference.steps))
+    window = _window(reference)
     modalities = (ALL, *reference.runs[0].config.model.modalities)
-    losses = {
-        (split, modality): {arm.name: found for arm in arms if (found := curves(arm, split, modality, window))}
+    measured = {
+        (split, modality): {arm.name: curves(arm, split, modality, window) for arm in arms}
         for split in KINDS
         for modality in modalities
     }
+    losses = {
+        key: {name: found for name, found in by_arm.items() if found and len(common_steps(found))}
+        for key, by_arm in measured.items()
+    }
     rows = [
-        Row(split, modality, arm.name, match(by_arm[reference.name], by_arm[arm.name]))
+        Row(
+            *(split, modality, arm.name, len(by_arm[arm.name]), len(by_arm[reference.name])),
+            match(by_arm[reference.name], by_arm[arm.name]),
+        )
         for (split, modality), by_arm in losses.items()
         for arm in candidates
         if reference.name in by_arm and arm.name in by_arm
     ]
-    return Comparison(tuple(arms), window, losses, tuple(rows))
+    notes = [
+        note
+        for split, title in KINDS.items()
+        for arm in arms
+        for note in missing(arm, measured[split, ALL][arm.name], split, title)
+    ]
+    return Comparison(tuple(arms), window, losses, tuple(rows), tuple(notes))
+
+
+def _window(reference: Arm) -> int:
+    """Steps that a training loss is a mean over: WINDOW of the reference's, and whole lines of metrics."""
+    line = max(1, reference.runs[0].config.train.log_every)
+    return max(1, math.ceil(round(WINDOW * reference.steps) / line)) * line
 
 
 def to_json(comparison: Comparison) -> dict:
@@ -68,45 +92,21 @@ def to_json(comparison: Comparison) -> dict:
             for arm in comparison.arms
         },
         "smoothing": {
-            TRAIN: f"mean over the {comparison.window} steps before",
+            TRAIN: f"mean over the lines of the last {comparison.window} steps",
             HELD_OUT: "none",
             "between steps": "linear",
         },
-        "matches": [dataclasses.asdict(row) for row in comparison.rows],
+        "held_out": dict(zip(("rows_at_most", "tokens_a_row"), held_out_rows(reference.runs[0].config), strict=True)),
+        "notes": list(comparison.notes),
+        "matches": [_row_json(row) for row in comparison.rows],
     }
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """A table for the training loss and one for the held-out loss."""
-    reference = comparison.arms[0]
-    for arm in comparison.arms:
-        seeds = f"{len(arm.runs)} seed{'s' if len(arm.runs) > 1 else ''}"
-        for run in arm.runs:
-            if run.steps < run.wanted:
-                say(console, f"{run.directory}: unfinished, {run.steps:,} of {run.wanted:,} steps; losses end there")
-        differs = "; ".join(what_differs(reference, arm)) or "the reference"
-        future = "; its training loss had later tokens to choose by" if arm.sees_future else ""
-        say(console, f"{arm.name}: {seeds}, {arm.steps:,} steps; {differs}{future}")
-    for split, title in KINDS.items():
-        rows = [row for row in comparison.rows if row.split == split]
-        smoothed = f", mean over {comparison.window} steps" if split == TRAIN else ""
-        table = Table(title=f"{title}{smoothed}: share of {reference.name} until its final loss", title_justify="left")
-        for number, column in enumerate(("", "arm", reference.name, "arm's own", "steps", "FLOPs", "time")):
-            table.add_column(column, justify="left" if number < 2 else "right")
-        for row in rows:
-            found = row.match
-            cells = [_share(found.steps), _share(found.flops), _share(found.seconds)]
-            table.add_row(row.modality, row.arm, f"{found.reference:.4f}", f"{found.candidate:.4f}", *cells)
-        if rows:
-            console.print(table)
-        else:
-            say(console, f"no {title} that both have")
-
-
-def _share(share: Share) -> str:
-    if share.value is None and share.low is None:
-        return "not reached"
-    value = "not reached" if share.value is None else f"{share.value:.3f}"
-    if share.low is None:
-        return value
-    return f"{value}\n{share.low:.3f} to {'not reached' if share.high is None else f'{share.high:.3f}'}"
+def _row_json(row: Row) -> dict:
+    """None is "not reached"; without draws there is no interval, and nothing is said of one."""
+    found = dataclasses.asdict(row)
+    if row.match.draws_reached is None:
+        del found["match"]["draws_reached"]
+        for name in ("steps", "flops", "seconds"):
+            found["match"][name] = {"value": found["match"][name]["value"]}
+    return found

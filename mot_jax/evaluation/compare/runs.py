@@ -11,7 +11,7 @@ from mot_jax.data.artifacts import read_manifest, read_vocabulary
 from mot_jax.errors import ConfigError, DataError
 from mot_jax.gin_config import load_run
 from mot_jax.training.init_from import split_step
-from mot_jax.training.run_directory import ARTIFACTS, CONFIG, METRICS
+from mot_jax.training.run_directory import ARTIFACTS, CONFIG, METRICS, newest_checkpoint
 from mot_jax.training.writers import read_metrics
 
 TRAIN, HELD_OUT = "train", "validation"
@@ -35,7 +35,7 @@ class FinishedRun:
     @property
     def steps(self) -> int:
         """Steps that it has trained, with those before it."""
-        return self.began_at + max(line["step"] for line in self.lines if line["split"] == TRAIN)
+        return self.began_at + max(line["step"] for line in self.lines)
 
     @property
     def wanted(self) -> int:
@@ -66,4 +66,6 @@ def _before(path: epath.Path, source: str) -> tuple[FinishedRun, int]:
     if not (epath.Path(directory) / CONFIG).is_file():
         raise ConfigError(f"compare: {path} goes on from {directory} (Train.init_from), where there is no run")
     before = read_run(directory)
-    return before, before.steps if step is None else before.began_at + step
+    if step is None and (step := newest_checkpoint(before.directory)) is None:  # none is left
+        return before, before.steps
+    return before, before.began_at + step

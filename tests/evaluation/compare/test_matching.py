@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mot_jax.evaluation.compare.matching import Curve, match, mean_curve, reach, trailing_mean
+from mot_jax.evaluation.compare.matching import Curve, common_steps, match, mean_curve, reach, trailing_mean
 
 
 def curve(losses, every=10, flops=3.0, seconds=0.5) -> Curve:
@@ -44,7 +44,9 @@ def test_between_two_steps_it_is_linear_and_the_first_time_counts():
 
 def test_a_trailing_mean_knows_nothing_later(rng):
     steps, losses = np.array([5, 10, 20, 25, 40]), rng.random(5)
-    naive = [losses[(steps > step - 15) & (steps <= step)].mean() for step in steps]
+    each = np.repeat(losses, [5, 5, 10, 5, 15])  # of steps 1 to 40
+    begun = [0, 0, 5, 10, 25]  # where the first line begins that ends less than 15 steps back
+    naive = [each[first:step].mean() for first, step in zip(begun, steps, strict=True)]
     np.testing.assert_allclose(trailing_mean(steps, losses, 15), naive)
 
 
@@ -69,3 +71,17 @@ def test_draws_that_never_reach_leave_the_upper_bound_open():
     reference = [power(100.0 * x) for x in (0.97, 1.0, 1.03)]
     found = match(reference, [power(99.5 * x) for x in (0.97, 1.0, 1.03)])
     assert 0.1 < found.draws_reached < 0.95 and found.steps.high is None and found.steps.low is not None
+
+
+def test_draws_of_seeds_end_where_all_seeds_do():
+    """A seed that went on alone has no part in them, or a draw of it would be another comparison."""
+    longer = [power(100.0), power(100.0, steps=2000)]
+    assert common_steps(longer)[-1] == 1000
+    found = match(longer, [power(80.0)])
+    assert found.reference == 0.1 and found.steps.low == found.steps.high == pytest.approx(0.8, abs=2e-3)
+
+
+def test_a_reference_that_rises_in_the_end_had_its_last_loss_before():
+    found = match([curve([4.0, 1.0, 2.0, 3.0])], [curve([4.0, 1.0, 2.0, 3.0])])
+    assert found.reference_first == found.steps.value == pytest.approx((10 + 10 / 3) / 40)
+    assert match([power(100.0)], [power(100.0)]).reference_first == 1
