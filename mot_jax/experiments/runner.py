@@ -1,6 +1,7 @@
 """Training a list of jobs, each in a process of its own; what is done is left alone, what was begun goes on."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -25,6 +26,15 @@ SHARED = 0.9  # of a GPU's memory by all jobs together
 Cores = frozenset[int] | None  # None: wherever the system puts it
 
 
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    job: Job
+    began: float  # seconds of the monotonic clock
+    cores: Cores
+    logged: int  # bytes that were in its log before
+
+
+
 def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None], modules: Sequence[str] = ()) -> None:
     """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
 
@@ -42,7 +52,7 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None], mo
     waiting = [job for job in jobs if not is_done(job)]
     if done := len(jobs) - len(waiting):
         note(f"{done} of {len(jobs)} runs are done already")
-    running: dict[subprocess.Popen, tuple[Job, float, Cores]] = {}
+    running: dict[subprocess.Popen, _Running] = {}
     at_once = min(at_once, len(waiting))
     free, environment = core_shares(at_once), memory_shares(at_once, os.environ)
     failed: list[str] = []
@@ -54,17 +64,19 @@ def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None], mo
                 number += 1
                 note(f"run {number}/{len(jobs)}: {job.directory.name}")
                 cores = free.pop()
-                running[_start(job, cores, environment, modules)] = job, time.monotonic(), cores
+                logged = os.path.getsize(_log(job)) if os.path.exists(_log(job)) else 0
+                process = _start(job, cores, environment, modules)
+                running[process] = _Running(job, time.monotonic(), cores, logged)
             time.sleep(POLL)
             for process in [process for process in running if process.poll() is not None]:
-                job, began, cores = running.pop(process)
-                free.append(cores)
-                took = duration_text(time.monotonic() - began)
+                ended = running.pop(process)
+                free.append(ended.cores)
+                name = ended.job.directory.name
                 if process.returncode:
-                    failed.append(f"{job.directory.name}: {_last_line(job)} (exit code {process.returncode})")
+                    failed.append(f"{name}: {_reason(ended)} (exit code {process.returncode})")
                     note(f"failed: {failed[-1]}")
                 else:
-                    note(f"done: {job.directory.name} after {took}")
+                    note(f"done: {name} after {duration_text(time.monotonic() - ended.began)}")
         for process in running:
             process.send_signal(signal.SIGTERM)
         for process in running:
@@ -91,9 +103,9 @@ def memory_shares(at_once: int, environment: Mapping[str, str]) -> dict[str, str
     return {**environment, MEMORY[0]: f"{SHARED / at_once:.3f}"}
 
 
-def _ready(waiting: Sequence[Job], running: dict[subprocess.Popen, tuple[Job, float, Cores]]) -> list[Job]:
+def _ready(waiting: Sequence[Job], running: Mapping[subprocess.Popen, _Running]) -> list[Job]:
     """Those that go on from no run that is still to be finished."""
-    unfinished = {job.directory for job in waiting} | {job.directory for job, *_ in running.values()}
+    unfinished = {job.directory for job in (*waiting, *(one.job for one in running.values()))}
     return [job for job in waiting if job.after not in unfinished]
 
 
@@ -119,7 +131,9 @@ def _log(job: Job) -> str:
     return os.fspath(job.directory.parent / f"{job.directory.name}{LOG}")
 
 
-def _last_line(job: Job) -> str:
-    with open(_log(job), errors="replace") as log:
-        lines = [line.strip() for line in log if line.strip()]
-    return lines[-1] if lines else "no output"
+def _reason(ended: _Running) -> str:
+    """The last error in its log, which another trainer of the directory may be writing too; else the last line."""
+    with open(_log(ended.job), "rb") as log:
+        log.seek(ended.logged)
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "no output")

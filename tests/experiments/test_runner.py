@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -103,10 +104,24 @@ def test_runs_at_once_share_a_gpus_memory():
 
 
 def test_a_run_that_fails_is_told_and_the_others_finish(place, capfd):
+    """By the error of this attempt, whatever the log held before and whoever else writes to it."""
     wrong = Job(epath.Path(place / "wrong"), (), (f"Data.path = '{place / 'nowhere'}'", "Train.steps = 1"))
-    notes = []
-    with pytest.raises(UserError, match=r"1 of 1 runs failed; wrong: error: .*nowhere.*exit code 2"):
-        train_all([wrong], 1, notes.append)
+    (place / "wrong.log").write_text("error: of an earlier attempt\n")
+    notes, stopped = [], threading.Event()
+
+    def train_beside():
+        while not stopped.wait(0.02):
+            with open(place / "wrong.log", "a") as log:
+                log.write("step 1/9 of another trainer\n")
+
+    beside = threading.Thread(target=train_beside)
+    beside.start()
+    try:
+        with pytest.raises(UserError, match=r"1 of 1 runs failed; wrong: error: .*nowhere.*exit code 2"):
+            train_all([wrong], 1, notes.append)
+    finally:
+        stopped.set()
+        beside.join()
     assert notes[0] == "run 1/1: wrong" and notes[1].startswith("failed: wrong")
 
 
@@ -117,13 +132,16 @@ def test_a_sweep_that_is_stopped_stops_its_runs_saved(place, tmp_path):
     (tmp_path / "long.toml").write_text(many.replace("Train.log_every = 2", "Train.log_every = 1"))
     command = [sys.executable, "-m", "mot_jax.experiments", str(tmp_path / "long.toml"), "--dir", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as sweep:
-        run = tmp_path / "out" / "dense_0"
-        while not (run / "metrics.jsonl").exists():
-            assert sweep.poll() is None
-            time.sleep(0.05)
-        with pytest.raises(UserError, match=r"1 of 1 runs failed; .*another process is training in it"):
-            train_all([jobs(read_sweep(str(tmp_path / "long.toml")), epath.Path(tmp_path / "out"), {})[0]], 1, print)
-        sweep.send_signal(signal.SIGTERM)
+        try:
+            run = tmp_path / "out" / "dense_0"
+            while not (run / "metrics.jsonl").exists():
+                assert sweep.poll() is None
+                time.sleep(0.05)
+            first = jobs(read_sweep(str(tmp_path / "long.toml")), epath.Path(tmp_path / "out"), {})[0]
+            with pytest.raises(UserError, match=r"1 of 1 runs failed; .*another process is training in it"):
+                train_all([first], 1, print)
+        finally:  # the end of the block waits for the sweep, whatever failed
+            sweep.send_signal(signal.SIGTERM)
         assert sweep.wait(60) == 143
     log = run.with_name("dense_0.log").read_text()
     assert "stopped by SIGTERM after step" in log and not run.with_name("wider_0").exists()
