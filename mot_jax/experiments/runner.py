@@ -34,7 +34,6 @@ class _Running:
     logged: int  # bytes that were in its log before
 
 
-
 def train_all(jobs: Sequence[Job], at_once: int, note: Callable[[str], None], modules: Sequence[str] = ()) -> None:
     """Trains what is not done, `at_once` at a time; each job's output goes to `<directory>.log`.
 
