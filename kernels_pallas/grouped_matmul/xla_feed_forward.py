@@ -24,7 +24,7 @@ def feed_forward(x, w_gate, w_up, w_down, layout: Layout, *, keep: bool):
     return tuple(over_runs(layout, body, outs, (w_gate, w_up, w_down)))
 
 
-def feed_forward_gradient(x, w_gate, w_up, w_down, gate, up, dy, layout: Layout):
+def feed_forward_gradient_in_one_pass(x, w_gate, w_up, w_down, gate, up, dy, layout: Layout):
     """dx, d w_gate, d w_up, d w_down."""
 
     def body(start, rows, group, carry):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import secrets
 import types
 
 import jax
@@ -24,14 +23,6 @@ from kernels_pallas.embedding_bag.api import IMPLEMENTATIONS
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 TOKENS, SLOTS, ROWS, WIDTH = 5, 5, 24, 128  # shared by most cases, so that they share their compiled programs
-
-
-@pytest.fixture
-def rng():
-    """Other numbers on every run; pytest shows the seed of a failed one."""
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The Hopper kernels in interpret mode, beyond the contract in test_grouped_matmul.py, which needs jax 0.11."""
 
-import secrets
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,14 +26,6 @@ IDS = {
     "skew": lambda rng: rng.permutation(np.repeat([0, 1, -1], [70, 25, 5])),
     "all in one group": lambda rng: np.full(ROWS, 2),
 }
-
-
-@pytest.fixture
-def rng():
-    """Other numbers on every run; pytest shows the seed of a failed one."""
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(autouse=True)

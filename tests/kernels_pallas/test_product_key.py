@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import secrets
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,6 @@ from kernels_pallas.product_key.api import IMPLEMENTATIONS
 GRADIENT = {"float32": 1e-5, "bfloat16": 1e-2}
 # XLA's CPU compiler takes minutes to fuse an interpreted sorting network, and seconds not to.
 UNFUSED = {"xla_disable_hlo_passes": "fusion"}
-
-
-@pytest.fixture
-def rng():
-    """Other numbers on every run; pytest shows the seed of a failed one."""
-    seed = secrets.randbits(32)
-    print(f"seed {seed}")
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(params=sorted(IMPLEMENTATIONS))
