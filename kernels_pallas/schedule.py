@@ -29,6 +29,7 @@ UNITS = ("MXU", "XLU", "VALU", "VPOP", "EUP", "VLOAD", "FILL", "VSTORE", "SPILL"
 class Schedule:
     """One kernel: `cycles` of a grid step, register `spills` in its code; `steps`, `flops`, `moved` bytes a call.
 
+    `parallel`: into how many equal parts cores may divide the steps.
     A loop within the step counts as often as it runs, if its trips are known and no branch holds it, else once.
     `loops`: cycles of one turn of each such loop, in the code's order.
     """
@@ -37,6 +38,7 @@ class Schedule:
     cycles: int
     spills: int
     steps: int
+    parallel: int
     flops: int
     moved: int
     loops: tuple[int, ...]
@@ -46,9 +48,10 @@ class Schedule:
         return self.flops / (self.cycles * self.steps * PEAKS[target][0])
 
     def seconds(self, target: str) -> tuple[float, float]:
-        """(by the schedule, by the bytes): the larger is the floor of the call's time."""
+        """(by the schedule, of the core with the most steps; by the bytes): the larger is the floor of the call's time."""
         _, clock, bandwidth, cores = PEAKS[target]
-        return self.cycles * self.steps / (clock * cores), self.moved / bandwidth
+        of_one_core = math.ceil(self.parallel / cores) * self.steps // self.parallel
+        return self.cycles * of_one_core / clock, self.moved / bandwidth
 
 
 def dump_schedules(directory: pathlib.Path) -> None:
@@ -71,9 +74,9 @@ def read_schedules(directory: pathlib.Path, traced: jax.stages.Traced) -> list[S
         name = re.sub(r"\.\d+$", "", match[2]) if match else None
         if name in calls:
             units = _units(directory, f"{match[1]}-{match[2]}")
-            steps, flops, moved, trips = calls[name]
+            steps, parallel, flops, moved, trips = calls[name]
             cycles, loops = _cycles(path, trips), _loops(path)
-            found.append(Schedule(name, cycles, units["SPILL"], steps, flops, moved, loops))
+            found.append(Schedule(name, cycles, units["SPILL"], steps, parallel, flops, moved, loops))
     empty(directory)
     return found
 
@@ -83,7 +86,8 @@ def empty(directory: pathlib.Path) -> None:
         path.unlink()
 
 
-_Call = tuple[int, int, int, tuple[int, ...]]  # grid steps, FLOPs, bytes, how often each loop of a step runs
+# Grid steps, parts of them that cores may divide, FLOPs, bytes, how often each loop of a step runs.
+_Call = tuple[int, int, int, int, tuple[int, ...]]
 
 
 def _pallas_calls(jaxpr) -> dict[str, _Call]:
@@ -98,9 +102,11 @@ def _pallas_calls(jaxpr) -> dict[str, _Call]:
 def _every_call(jaxpr) -> Iterator[tuple[str, _Call]]:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "pallas_call":
-            steps = math.prod(eqn.params["grid_mapping"].grid)
-            cost = eqn.params["cost_estimate"]
-            yield eqn.params["name"], (steps, cost.flops, cost.bytes_accessed, tuple(_trips(eqn.params["jaxpr"])))
+            grid = eqn.params["grid_mapping"].grid
+            kinds = getattr(eqn.params["compiler_params"], "dimension_semantics", None) or ()
+            parallel = math.prod(size for size, kind in zip(grid, kinds, strict=False) if kind == "parallel")
+            cost, trips = eqn.params["cost_estimate"], tuple(_trips(eqn.params["jaxpr"]))
+            yield eqn.params["name"], (math.prod(grid), parallel, cost.flops, cost.bytes_accessed, trips)
         for inner in _inner(eqn):
             yield from _every_call(inner)
 

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels_pallas import tune
 from kernels_pallas.grouped_matmul import align_rows, tpu_tiles, tpu_weights
 from kernels_pallas.grouped_matmul.tpu_rows import product
-from kernels_pallas.schedule import _pallas_calls
+from kernels_pallas.schedule import PEAKS, Schedule, _pallas_calls
 
 V5E = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5E, 1)
 
@@ -153,3 +153,20 @@ def test_the_command_adds_what_it_found_to_the_table_that_kernels_read(on_v5e, m
         }
     }
     assert "5 blocks better than the rules for K=256 N=512 on v5e" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("inner", "outer", "parts"), [(256, 512, 1), (128, 512, 2), (128, 128, 8)])
+def test_a_block_that_leaves_a_core_idle_is_judged_so(inner, outer, parts):
+    layout = align_rows(jnp.zeros(64, jnp.int32), 2, tile=16)
+    x, dy = jnp.zeros((layout.num_slots, 256)), jnp.zeros((layout.num_slots, 512))
+    traced = jax.make_jaxpr(lambda: tpu_weights.weight_gradient(x, dy, layout, block=(inner, outer)))()
+    ((steps, parallel, *_),) = _pallas_calls(traced.jaxpr).values()
+    assert parallel == parts
+    schedule = Schedule("any", 10, 0, steps, parallel, 0, 0, (0,))
+    alone, shared = (schedule.seconds(target)[0] * PEAKS[target][1] for target in ("v5e", "v5p"))
+    assert alone == 10 * steps
+    assert shared == (alone if parts == 1 else alone / 2)
+
+
+def test_an_odd_part_makes_one_core_wait():
+    assert Schedule("any", 10, 0, 9, 3, 0, 0, (0,)).seconds("v5p")[0] * PEAKS["v5p"][1] == 60
