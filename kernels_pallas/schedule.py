@@ -48,7 +48,7 @@ class Schedule:
         return self.flops / (self.cycles * self.steps * PEAKS[target][0])
 
     def seconds(self, target: str) -> tuple[float, float]:
-        """(by the schedule, of the core with the most steps; by the bytes): the larger is the floor of the call's time."""
+        """(by the schedule of the core with most steps, by the bytes): the larger is the floor of the call's time."""
         _, clock, bandwidth, cores = PEAKS[target]
         of_one_core = math.ceil(self.parallel / cores) * self.steps // self.parallel
         return self.cycles * of_one_core / clock, self.moved / bandwidth
